@@ -1,0 +1,127 @@
+"""What acts in an environment: an engine samples tokens from tokens, a policy turns messages into an action."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from agentgym.tokens import TokenBuffer
+from agentgym.types import Message, Record
+
+StopReason = Literal["stop", "length", "abort"]
+ToolSchema = Mapping[str, Any]
+
+
+class Sampling(Record):
+    """How an engine draws tokens; the same words as every inference server's."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Per turn."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What an engine sampled: ids verbatim (the stop token included) with their logprobs, both [N]."""
+
+    ids: list[int]
+    logprobs: list[float]
+    stop_reason: StopReason
+    weight_version: int = 0
+
+
+class Engine(Protocol):
+    """Generates tokens from tokens; safe for many concurrent requests on one event loop."""
+
+    weight_version: int
+
+    def open(self, session: str) -> None:
+        """Announce an episode, so that a lock-step engine knows whom to wait for."""
+        ...
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
+    ) -> Generation:
+        """Sample until a stop id or the token limit.
+
+        The same prompt, sampling (with its seed) and weights give the same ids.
+        """
+        ...
+
+    def release(self, session: str) -> None:
+        """Forget an episode, whether it ended, failed or was cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the engine holds; pending requests end with stop reason `abort`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One assistant message and how its generation ended."""
+
+    message: Message
+    stop_reason: StopReason = "stop"
+    weight_version: int = 0
+    sampled: int = 0
+    """Tokens sampled for it."""
+
+
+class BudgetExceeded(Exception):  # noqa: N818 -- a signal between the rollout and a policy, not an error
+    """The episode's token budget or the model's context has no room for another turn."""
+
+    def __init__(self, reason: Literal["tokens", "context"]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class PolicySession(Protocol):
+    """A policy in one episode."""
+
+    tokens: TokenBuffer | None
+    """None for policies that speak text only; those can be evaluated, never trained on."""
+
+    async def act(self, new_messages: Sequence[Message]) -> Action:
+        """Read the messages that are new since the last action, and answer.
+
+        Raises:
+            BudgetExceeded: there is no room for another turn.
+        """
+        ...
+
+    def observe(self, new_messages: Sequence[Message]) -> None:
+        """Read the last observation of an episode that has ended."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds for this episode."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What a policy is told when an episode begins: never anything hidden."""
+
+    session: str
+    task_id: str
+    seed: int
+    tools: tuple[ToolSchema, ...]
+    max_tokens_per_turn: int
+    max_tokens: int
+    """Sampled tokens over the whole episode."""
+    prompt: tuple[Message, ...] = ()
+
+
+class Policy(Protocol):
+    """Starts sessions; safe for many concurrent episodes on one event loop."""
+
+    def session(self, episode: Episode) -> PolicySession:
+        """Begin one episode."""
+        ...
