@@ -1,17 +1,17 @@
 """Every exception that agentgym raises on purpose, in one tree, by who is to blame.
 
-    AgentgymError
-    ├── InfrastructureError      ours: the episode is retried, then unscored (never a zero)
-    │   └── SandboxError         the place where agent code runs failed
-    ├── VerifierError            the grader failed or broke its contract: unscored
-    ├── AgentFault               the agent's doing: the episode counts, and it lost
-    ├── HeldOutError             a task that is not for training came near a loss
-    ├── ContaminationError       a held-out task has a twin in the training split
-    ├── UnknownNameError         a name that no registry knows
-    ├── CapabilityError          a backend is asked for what it cannot do
-    ├── MissingExtraError        an optional package is not installed
-    ├── TaskError                a task or a task file is malformed
-    └── RecipeError              a recipe is malformed
+AgentgymError
+├── InfrastructureError      ours: the episode is retried, then unscored (never a zero)
+│   └── SandboxError         the place where agent code runs failed
+├── VerifierError            the grader failed or broke its contract: unscored
+├── AgentFault               the agent's doing: the episode counts, and it lost
+├── HeldOutError             a task that is not for training came near a loss
+├── ContaminationError       a held-out task has a twin in the training split
+├── UnknownNameError         a name that no registry knows
+├── CapabilityError          a backend is asked for what it cannot do
+├── MissingExtraError        an optional package is not installed
+├── TaskError                a task or a task file is malformed
+└── RecipeError              a recipe is malformed
 """
 
 from collections.abc import Iterable

@@ -79,7 +79,9 @@ class Submission(Record):
     @property
     def empty(self) -> bool:
         """Whether nothing was handed in."""
-        return not (self.answer or "").strip() and not any(text.strip() for text in self.files.values()) and not self.data
+        return (
+            not (self.answer or "").strip() and not any(text.strip() for text in self.files.values()) and not self.data
+        )
 
 
 class Trust(StrEnum):
@@ -138,7 +140,9 @@ class Turn:
         return next((one.value for one in reversed(self.signals) if one.name == name), default)
 
 
-EndReason = Literal["submitted", "turns", "tokens", "time", "context", "agent_fault", "cancelled", "infrastructure", "verifier"]
+EndReason = Literal[
+    "submitted", "turns", "tokens", "time", "context", "agent_fault", "cancelled", "infrastructure", "verifier"
+]
 
 
 @dataclass(slots=True)

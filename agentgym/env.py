@@ -1,0 +1,309 @@
+"""The base of every environment: one episode of one task, as a synchronous `gymnasium.Env`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import gymnasium
+import numpy as np
+
+from agentgym import registry
+from agentgym.errors import AgentFault, TaskError, UnknownNameError, VerifierError
+from agentgym.rewards import OutcomeOnly, RewardScheme, check_levels, settlement
+from agentgym.sandbox import Sandbox, SandboxBackend
+from agentgym.spaces import ActionSpace, ObservationSpace
+from agentgym.task import Public, Task, TaskSet
+from agentgym.toolcalls import parse_calls
+from agentgym.tools import Submit, Tool, tool, tools_of
+from agentgym.types import EndReason, Message, Signal, Split, Submission, ToolCall, Trajectory, Trust, Turn, Verdict
+
+__all__ = ["AgentEnv", "Observation", "Submit", "tool"]
+
+Observation = tuple[Message, ...]
+
+
+class AgentEnv(gymnasium.Env[Observation, Message | str]):
+    """Write tools as typed methods marked `@tool`, and one `grade`; everything else is done here.
+
+    An instance runs one episode at a time and may be reset for the next. It never computes the training reward: it
+    emits signals, and what `step` pays is what `scheme` says once the episode is settled, all of it on the last step.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    tasks: TaskSet
+    """The default tasks; a constructor argument replaces them."""
+    sandboxed: ClassVar[bool] = False
+    """Whether the tools need `self.sandbox`."""
+    grader: ClassVar[str | None] = None
+    """A registered grader, for environments that do not override `grade`."""
+    levels: ClassVar[tuple[str, ...]] = ("no_submission", "failed", "passed")
+    """The verdict levels that this environment can reach, worst first."""
+
+    def __init__(
+        self,
+        tasks: TaskSet | None = None,
+        *,
+        split: Split | None = None,
+        sandbox: SandboxBackend | str = "process",
+        scheme: RewardScheme | None = None,
+        max_turns: int = 8,
+        observation_limit: int = 4096,
+        render_mode: str | None = None,
+    ) -> None:
+        if tasks is None and not hasattr(self, "tasks"):
+            raise TaskError(f"{type(self).__name__} has no tasks; set the class's `tasks` or pass tasks=…")
+        if max_turns < 1:
+            raise ValueError(f"wanted max_turns of at least 1, found {max_turns}")
+        self.tasks = tasks if tasks is not None else self.tasks
+        self.split = split
+        self.scheme: RewardScheme = scheme or OutcomeOnly()
+        check_levels(self.scheme, self.levels)
+        self.max_turns = max_turns
+        self.observation_limit = observation_limit
+        self.render_mode = render_mode
+        self.action_space = ActionSpace()
+        self.observation_space = ObservationSpace()
+        self.tools: dict[str, Tool] = tools_of(type(self))
+        self._backend = sandbox
+        self._box: Sandbox | None = None
+        self._pool: list[Task] | None = None
+        self._task: Task | None = None
+        self._running = False
+        self._signals: list[Signal] = []
+        self.turns: list[Turn] = []
+        self._prompt: Observation = ()
+
+    # ------------------------------------------------------------------ what an author uses or overrides
+
+    @property
+    def task(self) -> Public:
+        """What the agent may see of the present task."""
+        return self._full_task.public
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The agent's sandbox in this episode; set `sandboxed = True` to have one."""
+        if self._box is None:
+            raise TaskError(f"{type(self).__name__} uses a sandbox; declare it with `sandboxed = True`")
+        return self._box
+
+    @property
+    def sandboxes(self) -> SandboxBackend:
+        """Where fresh sandboxes come from, for grading."""
+        if isinstance(self._backend, str):
+            self._backend = cast(SandboxBackend, registry.create("sandboxes", self._backend))
+        return self._backend
+
+    def prompt(self) -> Sequence[Message]:
+        """The opening messages."""
+        return (Message(role="user", content=self.task.prompt),)
+
+    def grade(self, task: Task, submission: Submission) -> Verdict | bool | float:
+        """Judge a submission; by default with the task's or the environment's registered grader."""
+        name = task.grader or self.grader
+        if name is None:
+            raise VerifierError(f"{type(self).__name__} has no grade method and task {task.id!r} names no grader")
+        return cast(Verdict, registry.create("graders", name).grade(task, submission, self.sandboxes))
+
+    def oracle(self, task: Task) -> Sequence[str]:
+        """Return the messages of a scripted expert; `validate` demands that they score 1."""
+        raise TaskError(f"{type(self).__name__} has no oracle for task {task.id!r}; write one to validate the tasks")
+
+    def demonstration(self, task: Task, rng: np.random.Generator) -> Sequence[str]:  # noqa: ARG002
+        """Return the messages of one demonstration for a supervised warm start; by default the oracle's."""
+        return self.oracle(task)
+
+    def on_text(self, text: str) -> str:  # noqa: ARG002 -- for subclasses
+        """Answer a message that calls no tool."""
+        return f"error: no tool call found; call one of: {', '.join(self.tools)}"
+
+    def emit(self, name: str, value: float) -> None:
+        """Record a signal of the present turn."""
+        self._signals.append(Signal(name=name, value=value))
+
+    # ------------------------------------------------------------------ gymnasium's interface
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: seeds `self.np_random`, which also picks the task unless `options` names one.
+            options: `task` (a `Task` or its id) and `hint` (guidance shown with the prompt).
+
+        Raises:
+            UnknownNameError: for a task id that is not in the set.
+            CapabilityError: if the sandbox backend cannot give what the task needs.
+        """
+        super().reset(seed=seed)
+        chosen = dict(options or {})
+        picked, hint = chosen.pop("task", None), chosen.pop("hint", None)
+        if chosen:
+            raise UnknownNameError("reset option", next(iter(chosen)), ("task", "hint"))
+        self._end_sandbox()
+        self._task = self._pick(picked)
+        self.turns, self._signals = [], []
+        if self.sandboxed:
+            self._box = self.sandboxes.start(self._task.sandbox)
+            if self.task.files:
+                self._box.upload({path: text.encode() for path, text in self.task.files.items()})
+        self._prompt = _with_hint(tuple(self.prompt()), hint)
+        self._running = True
+        schemas = [one.schema for one in self.tools.values()]
+        return self._prompt, {"task_id": self._task.id, "split": self._task.split, "tools": schemas}
+
+    def step(self, action: Message | str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take one assistant message.
+
+        Returns:
+            The new messages; the reward (0.0 until the episode is settled); whether the agent ended it; whether the
+            turn limit did; and info with this turn's `signals`, at the end also `verdict` and `end`.
+        """
+        if not self._running:
+            raise gymnasium.error.ResetNeeded("the episode has not begun or has ended; call reset() first")
+        message = Message(role="assistant", content=action) if isinstance(action, str) else action
+        self._signals = []
+        submission, fault = None, None
+        try:
+            observation, submission = self._act(message)
+        except AgentFault as error:
+            observation, fault = (Message(role="user", content=f"error: {error}"),), error
+        self.turns.append(Turn(message, observation, tuple(self._signals)))
+        info: dict[str, Any] = {"signals": {one.name: one.value for one in self._signals}}
+        terminated = submission is not None or fault is not None
+        truncated = not terminated and len(self.turns) >= self.max_turns
+        if not (terminated or truncated):
+            return observation, 0.0, False, False, info
+        end: EndReason = "submitted" if submission is not None else "agent_fault" if fault else "turns"
+        verdict = self._judge(submission)
+        self._running = False
+        self._end_sandbox()
+        info |= {"verdict": verdict, "end": end}
+        return observation, self.settle(verdict), terminated, truncated, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the transcript so far, in `ansi` mode."""
+        if self.render_mode != "ansi":
+            return None
+        shown = list(self._prompt)
+        for turn in self.turns:
+            shown += [turn.action, *turn.observation]
+        return "\n".join(f"[{one.role}] {one.content}{one.guidance}" for one in shown)
+
+    def close(self) -> None:
+        """End the episode's sandbox; may be called twice."""
+        self._running = False
+        self._end_sandbox()
+
+    # ------------------------------------------------------------------ the rest
+
+    def settle(self, verdict: Verdict) -> float:
+        """Return what the whole episode is worth under the environment's scheme."""
+        task = self._full_task
+        return settlement(self.scheme, Trajectory(task.id, task.split, self._prompt, self.turns, verdict))
+
+    @property
+    def _full_task(self) -> Task:
+        if self._task is None:
+            raise gymnasium.error.ResetNeeded("there is no task before reset()")
+        return self._task
+
+    def _pick(self, picked: Task | str | None) -> Task:
+        if isinstance(picked, Task):
+            return picked
+        if isinstance(picked, str):
+            return self.tasks[picked]
+        if self._pool is None:
+            self._pool = list(self.tasks.split(self.split) if self.split else self.tasks)
+        if not self._pool:
+            raise TaskError(
+                f"the task set {self.tasks.name!r} has no task" + (f" in {self.split!r}" if self.split else "")
+            )
+        return self._pool[int(self.np_random.integers(len(self._pool)))]
+
+    def _act(self, message: Message) -> tuple[Observation, Submission | None]:
+        calls, problems = message.tool_calls, ()
+        if not calls:
+            parsed = parse_calls(message.content, self.tools)
+            calls, problems = parsed.calls, parsed.problems
+        self.emit("malformed", float(len(problems) or not calls))
+        observation = [Message(role="user", content=f"error: {one}") for one in problems]
+        if not calls and not problems:
+            observation.append(Message(role="user", content=self._cut(self.on_text(message.content))))
+        valid, submission = 0, None
+        for call in calls:
+            text, ok, submission = self._call(call)
+            valid += ok
+            if submission is not None:
+                break
+            observation.append(
+                Message(role="tool", content=self._cut(text), name=call.name, tool_call_id=call.id or None)
+            )
+        self.emit("valid_calls", float(valid))
+        return tuple(observation), submission
+
+    def _call(self, call: ToolCall) -> tuple[str, bool, Submission | None]:
+        if call.name not in self.tools:
+            return f"error: {UnknownNameError('tool', call.name, self.tools)}", False, None
+        one = self.tools[call.name]
+        try:
+            arguments = one.check(call.arguments)
+        except ValueError as error:
+            return f"error: {error}", False, None
+        method: Callable[..., Any] = getattr(self, one.method)
+        try:
+            result = method(**arguments)
+        except Submit as handed_in:
+            result = handed_in
+        except ValueError as error:  # a tool's word for input that it cannot use
+            return f"error: {error}", False, None
+        if isinstance(result, Submit):
+            return "", True, result.submission
+        return str(result), True, None
+
+    def _judge(self, submission: Submission | None) -> Verdict:
+        if submission is None:
+            return Verdict(value=0.0, level="no_submission", trust=Trust.RPC, feedback="nothing was submitted")
+        found = self.grade(self._full_task, submission)
+        if isinstance(found, Verdict):
+            verdict = found
+        else:
+            value = float(found)
+            level = "passed" if value == 1.0 else "failed"
+            verdict = Verdict(value=value, level=level, trust=Trust.RPC)
+        if verdict.value is not None and verdict.level not in self.levels:
+            raise VerifierError(
+                f"the grader reached the level {verdict.level!r}; this environment declares {self.levels}"
+            )
+        return verdict
+
+    def _cut(self, text: str) -> str:
+        if len(text) <= self.observation_limit:
+            return text
+        half = self.observation_limit // 2
+        return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
+
+    def _end_sandbox(self) -> None:
+        box, self._box = self._box, None
+        if box is not None:
+            box.close()
+
+
+def _with_hint(prompt: Observation, hint: Any) -> Observation:
+    if hint is None:
+        return prompt
+    if not isinstance(hint, str):
+        raise TypeError(f"wanted the hint as text, found {type(hint).__name__}")
+    return (*prompt[:-1], prompt[-1].model_copy(update={"guidance": f"\n{hint}"}))
+
+
+def as_messages(texts: Iterable[str | Message]) -> list[Message]:
+    """Return assistant messages, whatever way they were written."""
+    return [one if isinstance(one, Message) else Message(role="assistant", content=one) for one in texts]
+
+
+def info_signals(info: Mapping[str, Any]) -> tuple[Signal, ...]:
+    """Return the signals that a step reported."""
+    return tuple(Signal(name=name, value=value) for name, value in info.get("signals", {}).items())

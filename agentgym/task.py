@@ -1,0 +1,175 @@
+"""Tasks, with what the agent may see and what only the grader may see apart by type; and lazy collections of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from agentgym.errors import TaskError, UnknownNameError
+from agentgym.sandbox import SandboxSpec
+from agentgym.types import Record, Split
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Public(Record):
+    """The part of a task that the agent may see. Everything here may reach an observation."""
+
+    prompt: str
+    files: dict[str, str] = {}
+    """Put into the agent's sandbox before the first turn, by path."""
+    data: dict[str, JsonValue] = {}
+    """Whatever the task family shows or uses in its tools, such as visible examples."""
+
+
+class Hidden(BaseModel):
+    """The part that only the grader may see: cases, gold answers, references. Its text form shows nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: dict[str, JsonValue] = {}
+    """What the grader needs, such as hidden cases."""
+    reference: dict[str, JsonValue] = {}
+    """A known-good solution, for the oracle and for validation; never needed to grade."""
+
+    def __repr__(self) -> str:
+        return "Hidden(…)"
+
+    __str__ = __repr__
+
+
+class Task(Record):
+    """One problem. Environments hand `public` to the agent and the whole task to the grader."""
+
+    id: str
+    split: Split
+    public: Public
+    hidden: Hidden = Hidden()
+    hints: tuple[str, ...] = ()
+    """Guidance material, weakest first; shown only when the guidance strategy says so."""
+    sandbox: SandboxSpec = SandboxSpec()
+    grader: str | None = None
+    """A registered grader's name; None leaves it to the environment."""
+    difficulty: float | None = None
+
+    @property
+    def content(self) -> str:
+        """What identifies this task beside its id: all that the agent may see, as text."""
+        shown = self.public.model_dump(exclude={"prompt"}, exclude_defaults=True)
+        return self.public.prompt + ("\n" + json.dumps(shown, sort_keys=True, ensure_ascii=False) if shown else "")
+
+
+Source = Callable[[], Iterable[Task]]
+
+
+class TaskSet:
+    """An ordered, lazily loaded collection of tasks with splits.
+
+    The source is called anew for each pass and nothing is read before it is needed.
+
+    >>> tasks = TaskSet("toy", lambda: (Task(id=f"t{i}", split="train", public=Public(prompt=str(i))) for i in range(3)))
+    >>> [task.id for task in tasks.split("train").take(2)]
+    ['t0', 't1']
+    """
+
+    def __init__(self, name: str, source: Source) -> None:
+        self.name = name
+        self._source = source
+
+    def __iter__(self) -> Iterator[Task]:
+        seen: set[str] = set()
+        for task in self._source():
+            if task.id in seen:
+                raise TaskError(f"the task set {self.name!r} holds two tasks with id {task.id!r}; ids must be unique")
+            seen.add(task.id)
+            yield task
+
+    def __getitem__(self, task_id: str) -> Task:
+        ids: list[str] = []
+        for task in self:
+            if task.id == task_id:
+                return task
+            ids.append(task.id)
+        raise UnknownNameError(f"task of {self.name!r}", task_id, ids)
+
+    def split(self, name: Split) -> TaskSet:
+        """Return the tasks of one split."""
+        if name not in SPLITS:
+            raise UnknownNameError("split", name, SPLITS)
+        return self.filter(lambda task: task.split == name)
+
+    def filter(self, keep: Callable[[Task], bool]) -> TaskSet:
+        """Return the tasks for which `keep` is true."""
+        return TaskSet(self.name, lambda: (task for task in self if keep(task)))
+
+    def take(self, count: int | None) -> TaskSet:
+        """Return the first `count` tasks; None keeps all."""
+        return TaskSet(self.name, lambda: islice(self, count))
+
+    @classmethod
+    def from_jsonl(
+        cls, path: str | Path, parse: Callable[[Mapping[str, Any]], Task] = Task.model_validate, name: str | None = None
+    ) -> Self:
+        """Read one task per line; `parse` turns a row of another format into a task.
+
+        Raises:
+            TaskError: while iterating, naming the file and the line that is malformed.
+        """
+        file = Path(path)
+        return cls(name or file.stem, lambda: _read_jsonl(file, parse))
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, parse: Callable[[Path], Task] | None = None, name: str | None = None
+    ) -> Self:
+        """Read one task per subfolder, in name order; without `parse`, from its `task.json`."""
+        folder = Path(path)
+        return cls(name or folder.name, lambda: _read_directory(folder, parse or _parse_folder))
+
+    @classmethod
+    def from_generator(
+        cls, name: str, generate: Callable[[int, float], Task], *, count: int, difficulty: float = 1.0, seed: int = 0
+    ) -> Self:
+        """Generate tasks from consecutive seeds; `generate(seed, difficulty)` must be deterministic."""
+        return cls(name, lambda: (generate(seed + index, difficulty) for index in range(count)))
+
+
+def _read_jsonl(file: Path, parse: Callable[[Mapping[str, Any]], Task]) -> Iterator[Task]:
+    if not file.is_file():
+        raise TaskError(f"no task file at {file}; wanted JSON Lines with one task per line")
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield parse(json.loads(line))
+            except (json.JSONDecodeError, ValidationError, KeyError, TypeError) as error:
+                raise TaskError(f"{file}:{number} is not a task of the wanted format: {_first_line(error)}") from error
+
+
+def _read_directory(folder: Path, parse: Callable[[Path], Task]) -> Iterator[Task]:
+    if not folder.is_dir():
+        raise TaskError(f"no task folder at {folder}; wanted one subfolder per task")
+    for child in sorted(one for one in folder.iterdir() if one.is_dir()):
+        try:
+            yield parse(child)
+        except (OSError, json.JSONDecodeError, ValidationError, KeyError, TypeError) as error:
+            raise TaskError(f"{child} is not a task folder of the wanted format: {_first_line(error)}") from error
+
+
+def _parse_folder(folder: Path) -> Task:
+    return Task.model_validate({"id": folder.name, **json.loads((folder / "task.json").read_text(encoding="utf-8"))})
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"the field {error} is missing"
+    return str(error).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Bundled environments; each registers under the agentgym/ namespace."""
