@@ -30,7 +30,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     emits signals, and what `step` pays is what `scheme` says once the episode is settled, all of it on the last step.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}
     tasks: TaskSet
     """The default tasks; a constructor argument replaces them."""
     sandboxed: ClassVar[bool] = False
@@ -183,7 +183,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         info |= {"verdict": verdict, "end": end}
         return observation, self.settle(verdict), terminated, truncated, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the transcript so far, in `ansi` mode."""
         if self.render_mode != "ansi":
             return None
@@ -224,7 +224,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         return self._pool[int(self.np_random.integers(len(self._pool)))]
 
     def _act(self, message: Message) -> tuple[Observation, Submission | None]:
-        calls, problems = message.tool_calls, ()
+        calls: tuple[ToolCall, ...] = message.tool_calls
+        problems: tuple[str, ...] = ()
         if not calls:
             parsed = parse_calls(message.content, self.tools)
             calls, problems = parsed.calls, parsed.problems

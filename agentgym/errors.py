@@ -34,7 +34,7 @@ class VerifierError(AgentgymError):
     """A grader failed or returned something out of its contract."""
 
 
-class AgentFault(AgentgymError):
+class AgentFault(AgentgymError):  # noqa: N818 -- not an error of ours
     """The agent caused the failure, by host evidence: the episode ends and scores zero."""
 
 

@@ -108,11 +108,12 @@ def create(kind: Kind, name: str, **options: Any) -> Any:
 
 
 def make(env_id: str, **options: Any) -> Any:
-    """Build a registered environment, without Gymnasium's wrappers.
+    r"""Build a registered environment, without Gymnasium's wrappers.
 
     >>> make("agentgym/Cod-v0")
     Traceback (most recent call last):
-    agentgym.errors.UnknownNameError: no environment is registered as 'agentgym/Cod-v0'; did you mean 'agentgym/Code-v0'?
+    agentgym.errors.UnknownNameError: no environment is registered as 'agentgym/Cod-v0'; did you mean \
+'agentgym/Code-v0'?
     """
     return create("envs", env_id, **options)
 

@@ -52,7 +52,8 @@ class OutcomeOnly(Record):
 class GatedRewards(Record):
     """G-RA: step rewards count only for attempts whose outcome reward reaches a threshold.
 
-    With ladder value o and step signals s_kt of weights w_k, the return is `o + [o >= threshold] * sum_t sum_k w_k s_kt`
+    With ladder value o and step signals s_kt of weights w_k, the return is
+    `o + [o >= threshold] * sum_t sum_k w_k s_kt`
     (Stabilizing Long-term Multi-turn Reinforcement Learning with Gated Rewards).
 
     >>> scheme = GatedRewards(ladder={"failed": 0.0, "passed": 1.0}, threshold=1.0, step_weights={"valid_calls": 0.25})
@@ -86,7 +87,7 @@ class GatedRewards(Record):
         """Return one attempt's outcome reward and its step reward per turn."""
         if level not in self.ladder:
             raise RecipeError(
-                f"the ladder has no rung for the level {level!r}; it names {', '.join(sorted(self.ladder))}; add the rung"
+                f"the ladder has no rung for level {level!r}; it names {', '.join(sorted(self.ladder))}; add the rung"
             )
         outcome = self.ladder[level]
         if not self.opens(outcome):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
@@ -36,7 +36,7 @@ class ActionSpace(gymnasium.Space[Message | str]):
         """Whether x is an assistant message or a string."""
         return isinstance(x, str) or (isinstance(x, Message) and x.role == "assistant")
 
-    def to_jsonable(self, sample_n: Sequence[Message | str]) -> list[Any]:
+    def to_jsonable(self, sample_n: Iterable[Message | str]) -> list[Any]:
         """Return plain dictionaries."""
         return [one if isinstance(one, str) else one.model_dump(mode="json") for one in sample_n]
 
@@ -72,7 +72,7 @@ class ObservationSpace(gymnasium.Space[tuple[Message, ...]]):
         """Whether x is a tuple of messages, none of them the assistant's."""
         return isinstance(x, tuple) and all(isinstance(one, Message) and one.role != "assistant" for one in x)
 
-    def to_jsonable(self, sample_n: Sequence[tuple[Message, ...]]) -> list[Any]:
+    def to_jsonable(self, sample_n: Iterable[tuple[Message, ...]]) -> list[Any]:
         """Return plain dictionaries."""
         return [[one.model_dump(mode="json") for one in messages] for messages in sample_n]
 

@@ -72,7 +72,8 @@ class TaskSet:
 
     The source is called anew for each pass and nothing is read before it is needed.
 
-    >>> tasks = TaskSet("toy", lambda: (Task(id=f"t{i}", split="train", public=Public(prompt=str(i))) for i in range(3)))
+    >>> toys = [Task(id=f"t{i}", split="train", public=Public(prompt=str(i))) for i in range(3)]
+    >>> tasks = TaskSet("toy", lambda: iter(toys))
     >>> [task.id for task in tasks.split("train").take(2)]
     ['t0', 't1']
     """

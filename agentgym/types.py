@@ -102,7 +102,7 @@ class Verdict(Record):
 
     value: float | None
     level: str
-    """The rung of the outcome ladder: `no_submission`, `empty`, `failed`, `partial`, `passed`, or a task family's own."""
+    """The rung of the outcome ladder, such as `no_submission`, `failed`, `passed`; each task family names its own."""
     trust: Trust
     components: dict[str, float | None] = {}
     feedback: str = ""
