@@ -1,0 +1,1 @@
+"""The native trainer: exact tokens, engines, GRPO, and a loop one can read."""

@@ -1,0 +1,88 @@
+"""Policy losses: pure functions on [B, L] float32 tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+OffPolicy = Literal["none", "true", "shaped", "reset"]
+SHAPE = 0.1
+_CODES: Mapping[OffPolicy, int] = {"none": 0, "true": 0, "shaped": 1, "reset": 2}
+
+
+def off_policy_codes(treatments: Sequence[OffPolicy]) -> Tensor:
+    """Return [B] int64 for `clipped`; `true` is the ordinary ratio, because `logp_old` is the hinted behaviour's."""
+    return torch.tensor([_CODES[one] for one in treatments], dtype=torch.long)
+
+
+def clipped(
+    logp_BL: Tensor,
+    logp_old_BL: Tensor,
+    logp_ref_BL: Tensor | None,
+    advantage_BL: Tensor,
+    mask_BL: Tensor,
+    weight_BL: Tensor,
+    *,
+    off_policy_B: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    kl_weight: float = 0.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """PPO's clipped objective with its own bound on each side (DAPO), and an optional k3 KL to a reference.
+
+    Rows sampled under a hint and trained without it choose their ratio by `off_policy_B`: 0 is
+    exp(logp - logp_old), clipped (Guide); 1 is p / (p + 0.1) with p the token's probability now (AMPO's shaping);
+    2 takes the row as on-policy.
+
+    Args:
+        logp_BL: the trained model's logprobs, with gradient.
+        logp_old_BL: the behaviour's, as sampled.
+        logp_ref_BL: the reference's; needed when `kl_weight` is not 0.
+        advantage_BL: constants.
+        mask_BL: bool, the tokens that carry loss.
+        weight_BL: each token's share; with 1 / (tokens of the whole batch) the losses of micro-batches add up exactly.
+        off_policy_B: codes from `off_policy_codes`; None treats every row as on-policy.
+        clip_low: the ratio is not followed below 1 - clip_low.
+        clip_high: nor above 1 + clip_high.
+        kl_weight: weight of the KL term.
+
+    Returns:
+        The summed loss, and sums of metrics that add up over micro-batches.
+    """
+    if kl_weight and logp_ref_BL is None:
+        raise ValueError("wanted reference logprobs for kl_weight > 0, found none; keep a reference model or set it to 0")
+    weight_BL = torch.where(mask_BL, weight_BL, torch.zeros_like(weight_BL))
+    # Differences at unmasked tokens may overflow exp, and 0 * inf is not 0.
+    log_ratio_BL = torch.where(mask_BL, logp_BL - logp_old_BL, torch.zeros_like(logp_BL))
+    ratio_BL = log_ratio_BL.exp()
+    bounded_BL = ratio_BL.clamp(1 - clip_low, 1 + clip_high)
+    gain_BL = torch.minimum(ratio_BL * advantage_BL, bounded_BL * advantage_BL)
+    cut_BL = (gain_BL < ratio_BL * advantage_BL) & mask_BL
+    if off_policy_B is not None and bool((off_policy_B > 0).any()):
+        free_BL = _free_ratio(logp_BL, off_policy_B)
+        chosen_B1 = (off_policy_B > 0)[:, None]
+        gain_BL = torch.where(chosen_B1, free_BL * advantage_BL, gain_BL)
+        cut_BL = cut_BL & ~chosen_B1
+    loss = -(weight_BL * gain_BL).sum()
+    kl = logp_BL.new_zeros(())
+    if logp_ref_BL is not None:
+        back_BL = torch.where(mask_BL, logp_ref_BL - logp_BL, torch.zeros_like(logp_BL))
+        kl = (weight_BL * (back_BL.exp() - back_BL - 1)).sum()
+        loss = loss + kl_weight * kl
+    metrics = {
+        "clip_fraction": float((cut_BL * weight_BL).sum()),
+        "ratio": float((ratio_BL.detach() * weight_BL).sum()),
+        "kl_ref": float(kl.detach()),
+    }
+    return loss, metrics
+
+
+def _free_ratio(logp_BL: Tensor, off_policy_B: Tensor) -> Tensor:
+    """Return ratios that need no behaviour: shaped probabilities, or 1 with the gradient of the logprob."""
+    probability_BL = logp_BL.exp()
+    shaped_BL = probability_BL / (probability_BL + SHAPE)
+    reset_BL = (logp_BL - logp_BL.detach()).exp()
+    return torch.where((off_policy_B == 1)[:, None], shaped_BL, reset_BL)

@@ -1,0 +1,98 @@
+"""A policy that speaks tokens: an engine, a chat format, and one append-only buffer per episode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from agentgym.policy import Action, BudgetExceeded, Engine, Episode, Sampling
+from agentgym.tokens import TokenBuffer
+from agentgym.types import Message
+
+from agentgym_trainers.chat import ChatFormat, Piece
+
+
+def turn_seed(episode_seed: int, turn: int) -> int:
+    """Return a turn's sampling seed, a 63-bit number that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(f"{episode_seed}/{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+class TokenPolicy:
+    """Plays episodes with an engine; every trajectory carries its token ids."""
+
+    def __init__(self, engine: Engine, chat: ChatFormat, sampling: Sampling, context_length: int) -> None:
+        """Combine the parts.
+
+        Args:
+            engine: samples tokens.
+            chat: renders messages and parses answers.
+            sampling: temperature, top_p and an upper limit of tokens per turn; its seed is replaced for each turn.
+            context_length: tokens that the model can attend to, prompt and answers together.
+        """
+        self.engine = engine
+        self.chat = chat
+        self.sampling = sampling
+        self.context_length = context_length
+
+    def session(self, episode: Episode) -> TokenSession:
+        """Begin one episode."""
+        self.engine.open(episode.session)
+        return TokenSession(self, episode)
+
+
+class TokenSession:
+    """One episode of a `TokenPolicy`."""
+
+    def __init__(self, policy: TokenPolicy, episode: Episode) -> None:
+        self.tokens: TokenBuffer = TokenBuffer()
+        self._policy = policy
+        self._episode = episode
+        self._turn = 0
+        self._ended = True
+
+    async def act(self, new_messages: Sequence[Message]) -> Action:
+        """Append the new messages, sample one assistant turn, append it verbatim.
+
+        Raises:
+            BudgetExceeded: there is no room for another turn; the messages were then not appended.
+        """
+        policy, pieces = self._policy, self._render(new_messages, generate=True)
+        limit = self._room(sum(len(ids) for ids, _ in pieces))
+        self._append(pieces)
+        sampling = policy.sampling.model_copy(
+            update={"max_tokens": limit, "seed": turn_seed(self._episode.seed, self._turn)}
+        )
+        made = await policy.engine.generate(self.tokens.ids, sampling, self._episode.session, policy.chat.stop_ids)
+        self.tokens.append_sampled(made.ids, made.logprobs, self._turn)
+        self._turn += 1
+        self._ended = bool(made.ids) and made.ids[-1] in policy.chat.stop_ids
+        return Action(policy.chat.parse(made.ids), made.stop_reason, made.weight_version, len(made.ids))
+
+    def observe(self, new_messages: Sequence[Message]) -> None:
+        """Append the last observation of an episode that has ended."""
+        self._append(self._render(new_messages, generate=False))
+
+    def close(self) -> None:
+        """Release the engine's session."""
+        self._policy.engine.release(self._episode.session)
+
+    def _render(self, messages: Sequence[Message], *, generate: bool) -> list[Piece]:
+        if self._turn == 0:
+            return self._policy.chat.prompt(messages, self._episode.tools)
+        return self._policy.chat.suffix(messages, ended=self._ended, generate=generate)
+
+    def _room(self, new: int) -> int:
+        """Return how many tokens the next turn may have."""
+        left = self._episode.max_tokens - self.tokens.sampled_count
+        if left < 1:
+            raise BudgetExceeded("tokens")
+        context = self._policy.context_length - len(self.tokens) - new
+        if context < 1:
+            raise BudgetExceeded("context")
+        return min(left, context, self._episode.max_tokens_per_turn, self._policy.sampling.max_tokens)
+
+    def _append(self, pieces: Sequence[Piece]) -> None:
+        turn = max(self._turn - 1, 0)
+        for ids, kind in pieces:
+            self.tokens.append_text(ids, turn, kind)
