@@ -70,6 +70,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self._pool: list[Task] | None = None
         self._task: Task | None = None
         self._running = False
+        self.judging = False
         self._signals: list[Signal] = []
         self.turns: list[Turn] = []
         self._prompt: Observation = ()
@@ -267,7 +268,11 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     def _judge(self, submission: Submission | None) -> Verdict:
         if submission is None:
             return Verdict(value=0.0, level="no_submission", trust=Trust.RPC, feedback="nothing was submitted")
-        found = self.grade(self._full_task, submission)
+        self.judging = True
+        try:
+            found = self.grade(self._full_task, submission)
+        finally:
+            self.judging = False
         if isinstance(found, Verdict):
             verdict = found
         else:

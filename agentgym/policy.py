@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -125,3 +125,36 @@ class Policy(Protocol):
     def session(self, episode: Episode) -> PolicySession:
         """Begin one episode."""
         ...
+
+
+class ScriptedPolicy:
+    """Says what a script says: oracles, no-ops, spam and replays, without tokens or an engine.
+
+    A script that has run out repeats its last message; an empty one says nothing, again and again.
+    """
+
+    def __init__(self, script: Callable[[Episode], Sequence[str]]) -> None:
+        self._script = script
+
+    def session(self, episode: Episode) -> PolicySession:
+        """Begin one episode."""
+        return _ScriptedSession(self._script(episode))
+
+
+class _ScriptedSession:
+    tokens = None
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = list(lines) or [""]
+        self._next = 0
+
+    async def act(self, new_messages: Sequence[Message]) -> Action:  # noqa: ARG002 -- a script is deaf
+        line = self._lines[min(self._next, len(self._lines) - 1)]
+        self._next += 1
+        return Action(Message(role="assistant", content=line))
+
+    def observe(self, new_messages: Sequence[Message]) -> None:
+        """A script is deaf."""
+
+    def close(self) -> None:
+        """There is nothing to release."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import Parameter, cleandoc, signature
 from typing import Any, TypeVar, get_type_hints
 
@@ -76,6 +77,7 @@ def tool(function: Function) -> Function:
     return function
 
 
+@lru_cache(maxsize=256)
 def tools_of(owner: type) -> dict[str, Tool]:
     """Return the tools that a class defines or inherits, by name, in definition order."""
     found: dict[str, Tool] = {}

@@ -141,7 +141,7 @@ class Turn:
 
 
 EndReason = Literal[
-    "submitted", "turns", "tokens", "time", "context", "agent_fault", "cancelled", "infrastructure", "verifier"
+    "submitted", "turns", "tokens", "time", "context", "agent_fault", "error", "cancelled", "infrastructure", "verifier"
 ]
 
 
