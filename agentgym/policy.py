@@ -142,9 +142,8 @@ class ScriptedPolicy:
 
 
 class _ScriptedSession:
-    tokens = None
-
     def __init__(self, lines: Sequence[str]) -> None:
+        self.tokens: TokenBuffer | None = None
         self._lines = list(lines) or [""]
         self._next = 0
 

@@ -13,11 +13,18 @@ from typing import Any, Literal
 from agentgym.errors import AgentgymError, UnknownNameError
 
 Kind = Literal[
-    "envs", "sandboxes", "engines", "schemes", "advantages", "losses", "guidance", "graders", "trackers", "trainers"
+    "envs",
+    "sandboxes",
+    "engines",
+    "schemes",
+    "advantages",
+    "losses",
+    "guidance",
+    "graders",
+    "trackers",
+    "policies",
+    "trainers",
 ]
-KINDS: tuple[Kind, ...] = (
-    "envs", "sandboxes", "engines", "schemes", "advantages", "losses", "guidance", "graders", "trackers", "trainers",
-)  # fmt: skip
 _WORDS: dict[Kind, str] = {
     "envs": "environment",
     "sandboxes": "sandbox backend",
@@ -28,8 +35,10 @@ _WORDS: dict[Kind, str] = {
     "guidance": "guidance strategy",
     "graders": "grader",
     "trackers": "tracker",
+    "policies": "policy",
     "trainers": "trainer",
 }
+KINDS: tuple[Kind, ...] = tuple(_WORDS)
 _ENV_ID = re.compile(r"[\w-]+/[\w.-]+-v\d+")
 
 

@@ -77,9 +77,13 @@ def tool(function: Function) -> Function:
     return function
 
 
-@lru_cache(maxsize=256)
 def tools_of(owner: type) -> dict[str, Tool]:
     """Return the tools that a class defines or inherits, by name, in definition order."""
+    return dict(_tools_of(owner))
+
+
+@lru_cache(maxsize=256)
+def _tools_of(owner: type) -> dict[str, Tool]:
     found: dict[str, Tool] = {}
     for base in reversed(owner.__mro__):
         for name, member in vars(base).items():

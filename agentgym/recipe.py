@@ -1,0 +1,205 @@
+"""Recipes: one typed YAML file that fully describes a training or an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Self, cast
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from agentgym import registry
+from agentgym.contamination import refuse_twins
+from agentgym.env import AgentEnv
+from agentgym.errors import RecipeError
+from agentgym.guidance import Guidance
+from agentgym.policy import Sampling
+from agentgym.rewards import RewardScheme, check_levels
+from agentgym.rollout import Limits
+from agentgym.sandbox import SandboxBackend
+from agentgym.task import Task
+from agentgym.types import Record, Split
+
+
+class Component(Record):
+    """Something selected by its registered name, with its own options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class EnvironmentSection(Record):
+    """Which environment, built how."""
+
+    id: str
+    options: dict[str, Any] = {}
+    """Arguments of the environment's constructor, such as max_turns."""
+
+
+class SandboxSection(Record):
+    """Where agent code runs."""
+
+    name: str = "process"
+    options: dict[str, Any] = {}
+    """Arguments of the backend, such as trusted: true for the process sandbox on a machine without bubblewrap."""
+
+
+class TasksSection(Record):
+    """How many tasks of each split to use; null means all."""
+
+    train: Annotated[int, Field(ge=1)] | None = None
+    validation: Annotated[int, Field(ge=1)] | None = None
+    test: Annotated[int, Field(ge=1)] | None = None
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Jaccard index of word 5-grams from which a held-out task counts as a training task's twin."""
+
+
+class EvaluationSection(Record):
+    """How held-out tasks are attempted."""
+
+    split: Split = "test"
+    attempts: Annotated[int, Field(ge=1)] = 1
+    """Attempts per task; pass@k is reported for every k up to this number that is a power of two."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Evaluate after every so many training steps; 0 means before and after only."""
+    sampling: Sampling = Sampling()
+
+    @field_validator("split")
+    @classmethod
+    def _held_out(cls, split: Split) -> Split:
+        if split == "train":
+            raise ValueError("evaluation runs on held-out tasks; choose validation or test")
+        return split
+
+
+class Recipe(Record):
+    """A training or an evaluation."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    environment: EnvironmentSection
+    sandbox: SandboxSection = SandboxSection()
+    tasks: TasksSection = TasksSection()
+    limits: Limits = Limits()
+    reward: Component = Component(name="outcome")
+    guidance: Component = Component(name="none")
+    evaluation: EvaluationSection = EvaluationSection()
+    trainer: dict[str, Any] = {"name": "native"}
+    """`name` selects a registered trainer; the rest is that trainer's own settings."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file and apply overrides such as `trainer.policy.steps=5`.
+
+        Raises:
+            RecipeError: one sentence with the field that is wrong.
+        """
+        file = Path(path)
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"no recipe can be read at {file}: {error.strerror}; wanted a YAML file") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(found, dict):
+            raise RecipeError(f"{file} holds {type(found).__name__}, wanted a mapping of recipe sections")
+        for override in overrides:
+            _apply(found, override)
+        return cls.parse(found, str(file))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str = "the recipe") -> Self:
+        """Validate plain data, the trainer's settings included.
+
+        Raises:
+            RecipeError: one sentence with the field that is wrong.
+        """
+        try:
+            recipe = cls.model_validate(dict(data))
+            recipe.trainer_settings()
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "recipe"
+            raise RecipeError(f"{where}: {field}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
+        return recipe
+
+    def trainer_settings(self) -> Any:
+        """Return the trainer's own settings record, validated."""
+        options = dict(self.trainer)
+        name = options.pop("name", "native")
+        trainer = registry.lookup("trainers", name)
+        return trainer.Settings.model_validate(options)  # type: ignore[attr-defined]
+
+    def prepare(self) -> Prepared:
+        """Build everything that the recipe names, and check that it fits together, before anything starts.
+
+        Raises:
+            ContaminationError: if a held-out task duplicates a training task.
+            RecipeError, UnknownNameError, CapabilityError, SandboxError: each one sentence.
+        """
+        scheme = cast(RewardScheme, create(self.reward, "schemes"))
+        guidance = cast(Guidance, create(self.guidance, "guidance"))
+        backend = cast(SandboxBackend, create(self.sandbox, "sandboxes"))
+        make_env = partial(
+            registry.make, self.environment.id, **self.environment.options, sandbox=backend, scheme=scheme
+        )
+        probe: AgentEnv = make_env()
+        check_levels(scheme, probe.levels)
+        if probe.sandboxed:
+            backend.check()
+        train = list(probe.tasks.split("train").take(self.tasks.train))
+        held_out = {
+            "validation": list(probe.tasks.split("validation").take(self.tasks.validation)),
+            "test": list(probe.tasks.split("test").take(self.tasks.test)),
+        }
+        refuse_twins(
+            train, [task for tasks in held_out.values() for task in tasks], threshold=self.tasks.near_duplicate
+        )
+        return Prepared(self, make_env, backend, scheme, guidance, train, held_out[self.evaluation.split])
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A recipe's parts, built and checked."""
+
+    recipe: Recipe
+    make_env: Callable[[], AgentEnv]
+    backend: SandboxBackend
+    scheme: RewardScheme
+    guidance: Guidance
+    train: list[Task]
+    held_out: list[Task]
+    """The tasks of the split that the recipe evaluates on."""
+
+
+def create(component: Component | SandboxSection, kind: registry.Kind) -> Any:
+    """Build a component, its option errors told as the recipe's.
+
+    Raises:
+        RecipeError: naming the option that is wrong.
+    """
+    try:
+        return registry.create(kind, component.name, **component.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "options"
+        raise RecipeError(f"{kind} {component.name!r}: {field}: {first['msg']}") from error
+
+
+def _apply(recipe: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise RecipeError(f"wanted an override like trainer.policy.steps=5, found {override!r}")
+    place: Any = recipe
+    *sections, field = path.split(".")
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"{override!r}: {section!r} is {type(place).__name__}, not a section")
+    try:
+        place[field] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: {text!r} is not a YAML value") from error
