@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from agentgym.policy import Action, BudgetExceeded, Engine, Episode, Sampling
+from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
 from agentgym.types import Message
 
 from agentgym_trainers.chat import ChatFormat, Piece
-
-
-def turn_seed(episode_seed: int, turn: int) -> int:
-    """Return a turn's sampling seed, a 63-bit number that depends on nothing but its arguments."""
-    digest = hashlib.blake2b(f"{episode_seed}/{turn}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
 
 
 class TokenPolicy:
@@ -61,7 +55,7 @@ class TokenSession:
         limit = self._room(sum(len(ids) for ids, _ in pieces))
         self._append(pieces)
         sampling = policy.sampling.model_copy(
-            update={"max_tokens": limit, "seed": turn_seed(self._episode.seed, self._turn)}
+            update={"max_tokens": limit, "seed": derive_seed(self._episode.seed, "turn", self._turn)}
         )
         made = await policy.engine.generate(self.tokens.ids, sampling, self._episode.session, policy.chat.stop_ids)
         self.tokens.append_sampled(made.ids, made.logprobs, self._turn)

@@ -77,7 +77,7 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
 
 def _nucleus(logp_BV: Tensor, top_p_B: Tensor) -> Tensor:
     """Return logprobs renormalised over the smallest set of tokens that holds `top_p` of the mass."""
-    sorted_BV, order_BV = logp_BV.sort(-1, descending=True, stable=True)
+    sorted_BV, order_BV = logp_BV.sort(dim=-1, descending=True, stable=True)
     before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
     dropped_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p_B[:, None])
     return torch.log_softmax(logp_BV.masked_fill(dropped_BV, -torch.inf), dim=-1)

@@ -1,0 +1,75 @@
+"""Token buffers laid out as tensors, and split into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from agentgym.tokens import TokenBuffer, TokenKind
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """B train contexts of at most L tokens, padded on the right. Tokens after the last sampled one are left out."""
+
+    ids_BL: Tensor
+    """int64, 0 where padded."""
+    turn_BL: Tensor
+    """int64."""
+    sampled_BL: Tensor
+    """bool; the first token of a row is never a target."""
+    logp_old_BL: Tensor
+    """float32: the behaviour's logprobs, 0 where nothing was sampled."""
+    length_B: Tensor
+    """int64, in tokens."""
+
+    @classmethod
+    def of(cls, buffers: Sequence[TokenBuffer]) -> Self:
+        """Lay out buffers that `Trajectory.training_tokens` gave."""
+        lengths = [_length(buffer) for buffer in buffers]
+        width = max(lengths, default=0)
+
+        def padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+            filled = [[*row[:length], *[0] * (width - length)] for row, length in zip(rows, lengths, strict=True)]
+            return torch.tensor(filled, dtype=dtype).reshape(len(rows), width)
+
+        sampled_BL = padded([buffer.mask(TokenKind.SAMPLED) for buffer in buffers], torch.bool)
+        sampled_BL[:, :1] = False
+        return cls(
+            padded([buffer.ids for buffer in buffers], torch.long),
+            padded([buffer.turns for buffer in buffers], torch.long),
+            sampled_BL,
+            padded([buffer.logprobs for buffer in buffers], torch.float32),
+            torch.tensor(lengths, dtype=torch.long),
+        )
+
+    def rows(self, index_R: Tensor) -> TokenBatch:
+        """Return some rows, no wider than the longest of them."""
+        width = int(self.length_B[index_R].max())
+        return TokenBatch(*(cut(getattr(self, one.name), index_R, width) for one in fields(self)))
+
+    def micro_batches(self, index_R: Tensor, token_budget: int) -> Iterator[Tensor]:
+        """Split rows, shortest first, so that no part has more than `token_budget` tokens, padding included."""
+        order_R = index_R[self.length_B[index_R].argsort(stable=True)]
+        start = 0
+        for stop, length in enumerate(self.length_B[order_R].tolist(), start=1):
+            if stop - start > 1 and (stop - start) * length > token_budget:
+                yield order_R[start : stop - 1]
+                start = stop - 1
+        if start < len(order_R):
+            yield order_R[start:]
+
+
+def cut(whole: Tensor, index_R: Tensor, width: int) -> Tensor:
+    """Return some rows of a [B] or [B, L] tensor, the latter at most `width` wide."""
+    picked = whole[index_R]
+    return picked[:, :width] if picked.dim() == 2 else picked
+
+
+def _length(buffer: TokenBuffer) -> int:
+    last = max((place for place, kind in enumerate(buffer.kinds) if kind == TokenKind.SAMPLED), default=0)
+    return last + 1

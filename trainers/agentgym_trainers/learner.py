@@ -1,0 +1,188 @@
+"""A model and its optimizer: supervised steps and policy-gradient steps on token buffers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentgym.errors import AgentgymError
+from agentgym.tokens import TokenBuffer
+
+from agentgym_trainers.batch import TokenBatch, cut
+from agentgym_trainers.logprobs import check_head, token_logprobs
+from agentgym_trainers.losses import clipped
+from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
+
+Metrics = dict[str, float]
+Loss = Callable[..., tuple[Tensor, dict[str, float]]]
+
+
+class CollapseError(AgentgymError):
+    """A loss or a gradient is no longer a number; the last checkpoint is the last good state."""
+
+
+def learning_rate(optim: OptimSettings, step: int, steps: int) -> float:
+    """Return the rate of optimizer step 0..steps-1.
+
+    >>> [round(learning_rate(OptimSettings(lr=1.0, schedule="cosine", warmup_steps=2), step, 6), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    return optim.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Learner:
+    """Trains one model through phases; each phase has its own optimizer and learning-rate schedule."""
+
+    def __init__(self, model: Any, compute: ComputeSettings) -> None:
+        check_head(model)
+        self.model = model
+        self.reference: Any | None = None
+        """A frozen copy for the KL term, where a phase asks for one."""
+        self.updates = 0
+        """Optimizer steps taken in this phase."""
+        self._compute = compute
+        self._optim = OptimSettings()
+        self._steps = 0
+        self._optimizer: torch.optim.AdamW | None = None
+
+    def begin(self, optim: OptimSettings, steps: int, *, keep_reference: bool = False) -> None:
+        """Start a phase of `steps` optimizer steps with a fresh optimizer."""
+        self._optim, self._steps, self.updates = optim, steps, 0
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay
+        )
+        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if keep_reference else None
+
+    def sft_step(self, buffers: Sequence[TokenBuffer]) -> Metrics:
+        """Take one step towards the sampled tokens of demonstrations."""
+        batch = TokenBatch.of(buffers)
+        total = int(batch.sampled_BL.sum())
+        metrics: Metrics = {"loss": 0.0, "entropy": 0.0, "tokens": float(total)}
+        for index_R in batch.micro_batches(torch.arange(len(buffers)), self._compute.token_budget):
+            part = self._to_device(batch.rows(index_R))
+            logp_BL, entropy_BL = self._logprobs(self.model, part, temperature=1.0)
+            loss = -logp_BL.sum() / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            metrics["loss"] += float(loss.detach())
+            metrics["entropy"] += float(entropy_BL.sum()) / total
+        return metrics | self._update(metrics["loss"])
+
+    def policy_step(
+        self,
+        batch: TokenBatch,
+        advantage_BL: Tensor,
+        off_policy_B: Tensor,
+        policy: PolicySettings,
+        loss: Loss = clipped,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Metrics:
+        """Train on one batch of attempts: `epochs` passes of `minibatches` optimizer steps.
+
+        Args:
+            batch: train contexts with their behaviour's logprobs.
+            advantage_BL: per token; rows that are zero throughout are left out, unless a KL term needs them.
+            off_policy_B: codes from `off_policy_codes`.
+            policy: temperature, epochs, minibatches and loss options.
+            loss: the policy loss.
+            generator: shuffles rows into minibatches.
+
+        Returns:
+            Means over the optimizer steps taken; only `tokens` (0) if no row teaches anything.
+        """
+        useful_B = (advantage_BL != 0).any(1) | torch.tensor(self.reference is not None)
+        index_R = (useful_B & batch.sampled_BL.any(1)).nonzero()[:, 0]
+        history: list[Metrics] = []
+        for _ in range(policy.epochs if len(index_R) else 0):
+            if policy.minibatches > 1:
+                index_R = index_R[torch.randperm(len(index_R), generator=generator)]
+            for mini_R in index_R.tensor_split(min(policy.minibatches, len(index_R))):
+                history.append(self._mini_step(batch, advantage_BL, off_policy_B, mini_R, policy, loss))
+        if not history:
+            return {"tokens": 0.0}
+        return {name: sum(one[name] for one in history) / len(history) for name in history[0]} | {
+            "tokens": sum(one["tokens"] for one in history)
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next step depends on."""
+        if self._optimizer is None:
+            raise AgentgymError("the learner has no phase to save; call begin() first")
+        return {
+            "model": self.model.state_dict(),
+            "reference": None if self.reference is None else self.reference.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue a phase that was begun with the same settings."""
+        if self._optimizer is None:
+            raise AgentgymError("the learner has no phase to continue; call begin() first")
+        self.model.load_state_dict(state["model"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+    def _mini_step(
+        self, batch: TokenBatch, advantage_BL: Tensor, off_policy_B: Tensor, mini_R: Tensor, policy: PolicySettings, loss: Loss
+    ) -> Metrics:
+        total = int(batch.sampled_BL[mini_R].sum())
+        sums: Metrics = {"loss": 0.0, "entropy": 0.0, "drift": 0.0, "tokens": float(total)}
+        for index_R in batch.micro_batches(mini_R, self._compute.token_budget):
+            part = self._to_device(batch.rows(index_R))
+            width, device = part.ids_BL.shape[1], part.ids_BL.device
+            logp_BL, entropy_BL = self._logprobs(self.model, part, policy.temperature)
+            reference_BL = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference_BL = self._logprobs(self.reference, part, policy.temperature)[0]
+            value, metrics = loss(
+                logp_BL, part.logp_old_BL, reference_BL, cut(advantage_BL, index_R, width).to(device), part.sampled_BL,
+                torch.full_like(logp_BL, 1 / total), off_policy_B=off_policy_B[index_R].to(device), **policy.loss_options,
+            )  # fmt: skip
+            value.backward()  # type: ignore[no-untyped-call]
+            drift_BL = (logp_BL.detach() - part.logp_old_BL).abs() * part.sampled_BL
+            metrics |= {"loss": float(value.detach()), "entropy": float(entropy_BL.sum()) / total}
+            metrics["drift"] = float(drift_BL.sum()) / total
+            for name, one in metrics.items():
+                sums[name] = sums.get(name, 0.0) + one
+        return sums | self._update(sums["loss"])
+
+    def _logprobs(self, model: Any, part: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        return token_logprobs(
+            model, part.ids_BL, part.sampled_BL, temperature=temperature, logit_budget=self._compute.logit_budget
+        )
+
+    def _to_device(self, part: TokenBatch) -> TokenBatch:
+        device = self.model.device
+        moved = (part.ids_BL, part.turn_BL, part.sampled_BL, part.logp_old_BL, part.length_B)
+        return TokenBatch(*(one.to(device) for one in moved))
+
+    def _update(self, loss: float) -> Metrics:
+        if self._optimizer is None:
+            raise AgentgymError("the learner has no phase to train in; call begin() first")
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._optim.grad_clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise CollapseError(
+                f"the loss is {loss} and the gradient's norm {norm} at update {self.updates}; resume from the last "
+                "checkpoint with a lower learning rate"
+            )
+        rate = learning_rate(self._optim, self.updates, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.updates += 1
+        return {"grad_norm": norm, "lr": rate}

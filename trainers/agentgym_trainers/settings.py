@@ -1,0 +1,116 @@
+"""What a recipe may say about training, each section a typed record that refuses unknown fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from agentgym.types import Record
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class ModelSettings(Record):
+    """A pretrained model's folder, or the shape of a small Qwen2 made from nothing."""
+
+    path: str | None = None
+    """A Hugging Face folder or name; None makes a new model of the shape below, and a tokenizer from the tasks."""
+    vocab_size: Annotated[int, Field(ge=262)] = 512
+    hidden: Positive = 96
+    layers: Positive = 3
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    intermediate: Positive = 256
+    context_length: Positive = 1024
+    """Tokens, prompt and answers together; also an upper limit for a pretrained model."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSettings:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2 or self.heads % self.kv_heads:
+            raise ValueError(
+                f"wanted hidden / heads even and heads / kv_heads whole, found {self.hidden} / {self.heads} and "
+                f"{self.heads} / {self.kv_heads}"
+            )
+        return self
+
+
+class OptimSettings(Record):
+    """AdamW and its learning rate over one phase of training."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to 0 at the phase's last step."""
+    warmup_steps: Count = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Upper limit of the gradient's norm."""
+
+
+class SftSettings(Record):
+    """The supervised warm start on scripted demonstrations; loss on their assistant tokens only."""
+
+    steps: Count = 500
+    """0 skips the warm start."""
+    batch_size: Positive = 64
+    demonstrations: Positive = 1000
+    """Train tasks to take a demonstration of."""
+    optim: OptimSettings = OptimSettings(lr=1e-3, schedule="cosine", warmup_steps=20)
+
+
+class PolicySettings(Record):
+    """The policy-gradient phase."""
+
+    steps: Count = 150
+    tasks_per_step: Positive = 16
+    attempts: Annotated[int, Field(ge=2)] = 8
+    """Per task: the group."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling and of the trained logprobs. There is no top_p: its distribution is not the one that is trained."""
+    advantage: str = "grpo"
+    """A registered advantage estimator."""
+    advantage_options: dict[str, Any] = {}
+    loss: str = "clip"
+    """A registered policy loss."""
+    loss_options: dict[str, Any] = {}
+    """Such as clip_low, clip_high, kl_weight."""
+    epochs: Positive = 1
+    """Passes over the same attempts."""
+    minibatches: Positive = 1
+    """Optimizer steps per pass."""
+    optim: OptimSettings = OptimSettings()
+
+
+class ComputeSettings(Record):
+    """Where and in what portions to compute."""
+
+    device: str = "cpu"
+    threads: Count = 1
+    """CPU threads; 0 leaves PyTorch's choice. A run repeats bit for bit only with the same number."""
+    token_budget: Positive = 16384
+    """Tokens per micro-batch, padding included."""
+    logit_budget: Positive = 1 << 24
+    """Logits (tokens x vocabulary) that may exist at once in the trainer."""
+    max_batch: Positive = 256
+    """Requests generated together."""
+
+
+class CheckpointSettings(Record):
+    """When to write checkpoints and how many to keep."""
+
+    every: Positive = 10
+    """Steps of the policy phase; the end of each phase is always written."""
+    keep: Positive = 2
+
+
+class TrainerSettings(Record):
+    """All of the native trainer's sections."""
+
+    model: ModelSettings = ModelSettings()
+    sft: SftSettings = SftSettings()
+    policy: PolicySettings = PolicySettings()
+    compute: ComputeSettings = ComputeSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
