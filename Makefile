@@ -1,0 +1,59 @@
+# Two commands on a fresh machine: `make demo` trains an agent, `make test` passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+RUN ?= runs/demo
+SEED ?= 0
+SANDBOX ?= process
+TRUSTED ?= 0
+PYTEST ?=
+
+RECIPE = trainers/agentgym_trainers/recipes/demo.yaml
+BIN = $(VENV)/bin
+CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
+options-1 = sandbox.options.trusted=true
+
+.PHONY: demo test lint clean bubblewrap
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train a tiny agent in real sandboxes on this machine's CPU, and evaluate it before and after"
+	@echo "            SANDBOX=docker runs it in Docker; TRUSTED=1 runs it without any isolation; SEED=1 draws anew"
+	@echo "make test   install everything and run the linters, the type checker and the tests"
+	@echo "make clean  remove what both made"
+
+$(VENV)/ready:
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	@$(PYTHON) -m venv $(VENV) || { echo "this Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/demo: $(VENV)/ready pyproject.toml
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[train,docker]"
+	@touch $@
+
+$(VENV)/test: $(VENV)/demo
+	$(BIN)/pip install --quiet --editable ".[train,docker,dev]"
+	@touch $@
+
+# The process sandbox is built on bubblewrap; installing it needs root, so without root its absence is explained later.
+bubblewrap:
+	@command -v bwrap >/dev/null || [ "$(SANDBOX)$(TRUSTED)" != process0 ] || { \
+	  if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
+	  echo "installing bubblewrap, which isolates the agent's code"; \
+	  { $$as apt-get update && DEBIAN_FRONTEND=noninteractive $$as apt-get install --yes bubblewrap; } >/dev/null 2>&1 || true; }
+
+demo: $(VENV)/demo bubblewrap
+	$(BIN)/agentgym train $(RECIPE) --run $(RUN)-$(SEED) seed=$(SEED) sandbox.name=$(SANDBOX) $(options-$(TRUSTED))
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: $(VENV)/test bubblewrap lint
+	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
