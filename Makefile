@@ -2,13 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-RUN ?= runs/demo
 SEED ?= 0
 SANDBOX ?= process
 TRUSTED ?= 0
 PYTEST ?=
 
-RECIPE = trainers/agentgym_trainers/recipes/demo.yaml
 BIN = $(VENV)/bin
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
 options-1 = sandbox.options.trusted=true
@@ -28,6 +26,7 @@ $(VENV)/ready:
 	@touch $@
 
 $(VENV)/demo: $(VENV)/ready pyproject.toml
+	@echo "installing into $(VENV); PyTorch is large, so this takes a minute or two"
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[train,docker]"
 	@touch $@
@@ -44,7 +43,7 @@ bubblewrap:
 	  { $$as apt-get update && DEBIAN_FRONTEND=noninteractive $$as apt-get install --yes bubblewrap; } >/dev/null 2>&1 || true; }
 
 demo: $(VENV)/demo bubblewrap
-	$(BIN)/agentgym train $(RECIPE) --run $(RUN)-$(SEED) seed=$(SEED) sandbox.name=$(SANDBOX) $(options-$(TRUSTED))
+	$(BIN)/agentgym train demo seed=$(SEED) sandbox.name=$(SANDBOX) $(options-$(TRUSTED))
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
@@ -14,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from agentgym import registry
 from agentgym.contamination import refuse_twins
 from agentgym.env import AgentEnv
-from agentgym.errors import RecipeError
+from agentgym.errors import RecipeError, UnknownNameError
 from agentgym.guidance import Guidance
 from agentgym.policy import Sampling
 from agentgym.rewards import RewardScheme, check_levels
@@ -92,12 +94,12 @@ class Recipe(Record):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file and apply overrides such as `trainer.policy.steps=5`.
+        """Read a YAML file, or the bundled recipe of that name, and apply overrides such as `trainer.policy.steps=5`.
 
         Raises:
             RecipeError: one sentence with the field that is wrong.
         """
-        file = Path(path)
+        file = _find(path)
         try:
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
@@ -187,6 +189,28 @@ def create(component: Component | SandboxSection, kind: registry.Kind) -> Any:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "options"
         raise RecipeError(f"{kind} {component.name!r}: {field}: {first['msg']}") from error
+
+
+def bundled() -> dict[str, Path]:
+    """Return the recipes that installed packages bring, by name (entry points of the group `agentgym.recipes`)."""
+    packages = {point.value for point in entry_points(group="agentgym.recipes")}
+    folders = [Path(place) for package in packages for place in _search_path(package)]
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def _search_path(package: str) -> Sequence[str]:
+    found = find_spec(package)
+    return list(found.submodule_search_locations or ()) if found else []
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if file.exists() or file.suffix or len(file.parts) != 1:
+        return file
+    known = bundled()
+    if file.name not in known:
+        raise UnknownNameError("recipe", file.name, known)
+    return known[file.name]
 
 
 def _apply(recipe: dict[str, Any], override: str) -> None:

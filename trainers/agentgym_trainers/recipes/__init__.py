@@ -1,0 +1,1 @@
+"""Bundled recipes: `agentgym train NAME`."""
