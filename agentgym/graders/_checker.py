@@ -1,0 +1,50 @@
+"""Evaluates a task's own conditions on values, inside a sandbox that holds no code of the agent's.
+
+Sent as text: `python3 -I -S -c <this file>`. Standard input is one Python literal written by the grader; standard output
+is one line per condition: `1` it holds, `0` it does not, `!` and a reason: the condition itself is malformed.
+"""
+
+import signal
+import sys
+
+
+def decode(tree):
+    """Build the value that a tree of `(tag, payload)` pairs stands for."""
+    tag, payload = tree
+    if tag == "x":
+        return decode(payload[1])
+    if tag == "c":
+        return complex(*payload)
+    if tag == "d":
+        return {decode(key): decode(value) for key, value in payload}
+    if tag in "ltez":
+        return {"l": list, "t": tuple, "e": set, "z": frozenset}[tag](decode(one) for one in payload)
+    return bool(payload) if tag == "o" else payload
+
+
+def stop(signum, frame):
+    """End a condition that takes too long."""
+    raise TimeoutError
+
+
+def judge(setup, tree, condition):
+    """Return the line that tells whether one condition holds."""
+    names = {"__name__": "conditions"}
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    try:
+        value = decode(tree)
+        exec(setup, names)
+        names["_"] = value
+        return "1" if eval(compile(condition, "<condition>", "eval"), names) else "0"
+    except (NameError, SyntaxError, ImportError) as error:
+        return f"!{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    except BaseException:
+        return "0"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+request = eval(sys.stdin.buffer.read(), {"inf": float("inf"), "nan": float("nan")})
+signal.signal(signal.SIGALRM, stop)
+for one_tree, one_condition in request["items"]:
+    print(judge(request["setup"], one_tree, one_condition), flush=True)
