@@ -84,7 +84,9 @@ def rloo(credit: Credit) -> Tensor:
     """
     mean_B, count_B = _group_mean(credit.returns_B, credit)
     others_B = count_B / (count_B - 1).clamp(min=1)
-    centred_B = torch.where(credit.keep_B & (count_B > 1), (credit.returns_B - mean_B) * others_B, torch.zeros_like(mean_B))
+    centred_B = torch.where(
+        credit.keep_B & (count_B > 1), (credit.returns_B - mean_B) * others_B, torch.zeros_like(mean_B)
+    )
     return _to_tokens(centred_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1)), credit)
 
 
@@ -102,7 +104,9 @@ def _scale(centred_B: Tensor, credit: Credit, std: Literal["group", "batch", "no
         return torch.ones_like(centred_B)
     if std == "batch":
         counted = centred_B[credit.keep_B]
-        deviation_B = counted.square().mean().sqrt().expand_as(centred_B) if len(counted) else torch.zeros_like(centred_B)
+        deviation_B = (
+            counted.square().mean().sqrt().expand_as(centred_B) if len(counted) else torch.zeros_like(centred_B)
+        )
     else:
         # Siblings that differ only by rounding must not be blown up to unit variance.
         deviation_B = _group_mean(centred_B.square(), credit)[0].sqrt()

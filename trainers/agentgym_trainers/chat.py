@@ -127,7 +127,7 @@ class ChatFormat:
             before, found, rendered = rendered.partition(marker)
             if not found:
                 raise ChatFormatError(
-                    f"the chat template leaves out, reorders or rewrites a message: {content[:40]!r} is not in its place; "
+                    f"the chat template leaves out, reorders or rewrites a message: {content[:40]!r} is out of place; "
                     "choose a template that shows every message of every role, in order and as it is"
                 )
             pieces.append((self._template_ids(before), TokenKind.OBSERVATION))

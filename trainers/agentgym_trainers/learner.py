@@ -12,7 +12,6 @@ from torch import Tensor
 
 from agentgym.errors import AgentgymError
 from agentgym.tokens import TokenBuffer
-
 from agentgym_trainers.batch import TokenBatch, cut
 from agentgym_trainers.logprobs import check_head, token_logprobs
 from agentgym_trainers.losses import clipped
@@ -29,7 +28,8 @@ class CollapseError(AgentgymError):
 def learning_rate(optim: OptimSettings, step: int, steps: int) -> float:
     """Return the rate of optimizer step 0..steps-1.
 
-    >>> [round(learning_rate(OptimSettings(lr=1.0, schedule="cosine", warmup_steps=2), step, 6), 2) for step in range(6)]
+    >>> optim = OptimSettings(lr=1.0, schedule="cosine", warmup_steps=2)
+    >>> [round(learning_rate(optim, step, 6), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
     if step < optim.warmup_steps:
@@ -136,20 +136,27 @@ class Learner:
         self.updates = state["updates"]
 
     def _mini_step(
-        self, batch: TokenBatch, advantage_BL: Tensor, off_policy_B: Tensor, mini_R: Tensor, policy: PolicySettings, loss: Loss
+        self,
+        batch: TokenBatch,
+        advantage_BL: Tensor,
+        off_policy_B: Tensor,
+        mini_R: Tensor,
+        policy: PolicySettings,
+        loss: Loss,
     ) -> Metrics:
         total = int(batch.sampled_BL[mini_R].sum())
         sums: Metrics = {"loss": 0.0, "entropy": 0.0, "drift": 0.0, "tokens": float(total)}
         for index_R in batch.micro_batches(mini_R, self._compute.token_budget):
             part = self._to_device(batch.rows(index_R))
             width, device = part.ids_BL.shape[1], part.ids_BL.device
+            part_advantage_BL = cut(advantage_BL, index_R, width).to(device)
             logp_BL, entropy_BL = self._logprobs(self.model, part, policy.temperature)
             reference_BL = None
             if self.reference is not None:
                 with torch.no_grad():
                     reference_BL = self._logprobs(self.reference, part, policy.temperature)[0]
             value, metrics = loss(
-                logp_BL, part.logp_old_BL, reference_BL, cut(advantage_BL, index_R, width).to(device), part.sampled_BL,
+                logp_BL, part.logp_old_BL, reference_BL, part_advantage_BL, part.sampled_BL,
                 torch.full_like(logp_BL, 1 / total), off_policy_B=off_policy_B[index_R].to(device), **policy.loss_options,
             )  # fmt: skip
             value.backward()  # type: ignore[no-untyped-call]

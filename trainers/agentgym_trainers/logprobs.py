@@ -53,7 +53,7 @@ def token_logprobs(
         _score(head, hidden, target, temperature)
         if whole or not torch.is_grad_enabled()
         else checkpoint(_score, head, hidden, target, temperature, use_reentrant=False)
-        for hidden, target in zip(hidden_ND.split(size), target_N.split(size), strict=True)
+        for hidden, target in zip(torch.split(hidden_ND, size), torch.split(target_N, size), strict=True)
     ]
     logp_BL = hidden_BLD.new_zeros(ids_BL.shape, dtype=torch.float32)
     entropy_BL = torch.zeros_like(logp_BL)

@@ -53,7 +53,9 @@ def clipped(
         The summed loss, and sums of metrics that add up over micro-batches.
     """
     if kl_weight and logp_ref_BL is None:
-        raise ValueError("wanted reference logprobs for kl_weight > 0, found none; keep a reference model or set it to 0")
+        raise ValueError(
+            "wanted reference logprobs for kl_weight > 0, found none; keep a reference model or set it to 0"
+        )
     weight_BL = torch.where(mask_BL, weight_BL, torch.zeros_like(weight_BL))
     # Differences at unmasked tokens may overflow exp, and 0 * inf is not 0.
     log_ratio_BL = torch.where(mask_BL, logp_BL - logp_old_BL, torch.zeros_like(logp_BL))

@@ -8,7 +8,6 @@ from agentgym.policy import Action, BudgetExceeded, Engine, Episode, Sampling
 from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
 from agentgym.types import Message
-
 from agentgym_trainers.chat import ChatFormat, Piece
 
 
@@ -39,7 +38,8 @@ class TokenSession:
     """One episode of a `TokenPolicy`."""
 
     def __init__(self, policy: TokenPolicy, episode: Episode) -> None:
-        self.tokens: TokenBuffer = TokenBuffer()
+        self._buffer = TokenBuffer()
+        self.tokens: TokenBuffer | None = self._buffer
         self._policy = policy
         self._episode = episode
         self._turn = 0
@@ -57,8 +57,8 @@ class TokenSession:
         sampling = policy.sampling.model_copy(
             update={"max_tokens": limit, "seed": derive_seed(self._episode.seed, "turn", self._turn)}
         )
-        made = await policy.engine.generate(self.tokens.ids, sampling, self._episode.session, policy.chat.stop_ids)
-        self.tokens.append_sampled(made.ids, made.logprobs, self._turn)
+        made = await policy.engine.generate(self._buffer.ids, sampling, self._episode.session, policy.chat.stop_ids)
+        self._buffer.append_sampled(made.ids, made.logprobs, self._turn)
         self._turn += 1
         self._ended = bool(made.ids) and made.ids[-1] in policy.chat.stop_ids
         return Action(policy.chat.parse(made.ids), made.stop_reason, made.weight_version, len(made.ids))
@@ -78,10 +78,10 @@ class TokenSession:
 
     def _room(self, new: int) -> int:
         """Return how many tokens the next turn may have."""
-        left = self._episode.max_tokens - self.tokens.sampled_count
+        left = self._episode.max_tokens - self._buffer.sampled_count
         if left < 1:
             raise BudgetExceeded("tokens")
-        context = self._policy.context_length - len(self.tokens) - new
+        context = self._policy.context_length - len(self._buffer) - new
         if context < 1:
             raise BudgetExceeded("context")
         return min(left, context, self._episode.max_tokens_per_turn, self._policy.sampling.max_tokens)
@@ -89,4 +89,4 @@ class TokenSession:
     def _append(self, pieces: Sequence[Piece]) -> None:
         turn = max(self._turn - 1, 0)
         for ids, kind in pieces:
-            self.tokens.append_text(ids, turn, kind)
+            self._buffer.append_text(ids, turn, kind)

@@ -58,6 +58,8 @@ class SftSettings(Record):
     batch_size: Positive = 64
     demonstrations: Positive = 1000
     """Train tasks to take a demonstration of."""
+    hinted_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the tasks with hints whose demonstration shows the strongest hint, and is trained with it."""
     optim: OptimSettings = OptimSettings(lr=1e-3, schedule="cosine", warmup_steps=20)
 
 
@@ -103,6 +105,8 @@ class CheckpointSettings(Record):
 
     every: Positive = 10
     """Steps of the policy phase; the end of each phase is always written."""
+    sft_every: Positive = 200
+    """Steps of the warm start."""
     keep: Positive = 2
 
 

@@ -37,7 +37,9 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int = 512, context_length
     """
     specials = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
     if vocab_size < 256 + len(specials):
-        raise ValueError(f"wanted a vocabulary of at least {256 + len(specials)} tokens, found {vocab_size}; raise vocab_size")
+        raise ValueError(
+            f"wanted a vocabulary of at least {256 + len(specials)} tokens, found {vocab_size}; raise vocab_size"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -19,10 +18,9 @@ _TERM = re.compile(r"[+-]\d+")
 
 
 class CalculatorEnv(AgentEnv):
-    """Reward 1 only for the exact value of the expression in the prompt. Needs no sandbox: its tools read two numbers."""
+    """Reward 1 only for the exact value of the expression in the prompt. Its tools need no sandbox."""
 
     tasks = calculator_tasks()
-    levels: ClassVar[tuple[str, ...]] = ("no_submission", "failed", "passed")
 
     @tool
     def calc(self, expression: str) -> str:

@@ -126,7 +126,9 @@ class Batch:
             logits_to_keep=1,
         )
         rows = [self._rows[index] for index in self._live]
-        uniform_B = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=out.logits.device)
+        uniform_B = torch.tensor(
+            [row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=out.logits.device
+        )
         token_B, logp_B = draw(out.logits[:, -1], self._temperature_B, self._top_p_B, uniform_B)
         for row, token, logprob in zip(rows, token_B.tolist(), logp_B.tolist(), strict=True):
             row.take(token, logprob)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
-
 from agentgym_trainers.engines.decode import Batch, Request
 
 logger = logging.getLogger(__name__)

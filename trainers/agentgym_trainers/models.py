@@ -1,0 +1,54 @@
+"""Load a model and its tokenizer, or make small ones from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from agentgym.errors import RecipeError
+from agentgym_trainers.settings import ModelSettings
+from agentgym_trainers.tokenizer import build_tokenizer
+
+
+def new_model(settings: ModelSettings, corpus: Iterable[str], seed: int, device: str) -> tuple[Any, Any]:
+    """Return a randomly initialised Qwen2 and a tokenizer made from the corpus."""
+    tokenizer = build_tokenizer(corpus, settings.vocab_size, settings.context_length)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        max_position_embeddings=settings.context_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    return model.to(device).eval(), tokenizer
+
+
+def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
+    """Return the causal language model of a Hugging Face folder or name, in float32, and its tokenizer.
+
+    Raises:
+        RecipeError: nothing can be loaded from there.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"no model can be loaded from {str(path)!r}: {reason}; wanted a Hugging Face folder"
+        ) from error
+    # Training and sampling must see one function: dropout would make their logprobs differ.
+    return model.to(device).eval(), tokenizer
