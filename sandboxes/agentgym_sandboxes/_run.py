@@ -10,9 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import ExecResult
@@ -27,18 +28,19 @@ class Launch:
     """One started command and how to end it."""
 
     process: subprocess.Popen[bytes]
-    status: int
-    """Descriptor of bwrap's JSON reports, which the command itself cannot reach; -1 without bwrap."""
+    stdin: IO[bytes] | None
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+    reports: IO[bytes] | None = None
+    """bwrap's own JSON reports, on a descriptor that the command itself does not have."""
     mark: bytes = b""
     """Without bwrap: the environment entry by which descendants are found."""
 
     def release(self) -> None:
         """Close our ends of the pipes."""
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.stdin, self.stdout, self.stderr, self.reports):
             if stream is not None:
                 stream.close()
-        if self.status >= 0:
-            os.close(self.status)
 
     def abort(self) -> None:
         """Kill the tree; may be called from another thread."""
@@ -64,7 +66,7 @@ class Launch:
             SandboxError: the machinery around the command failed, so that there is none.
         """
         code = self.process.wait()
-        if not self.mark:
+        if self.reports is not None:
             reported = _number(reports, "exit-code")
             if reported is None:
                 raise SandboxError(f"bubblewrap ended with code {code} before it ran the command")
@@ -75,19 +77,20 @@ class Launch:
 def run(launch: Launch, stdin: bytes, timeout: float, output_limit: int) -> ExecResult:
     """Feed, read and wait for a started command; at the timeout kill its whole tree."""
     began = time.monotonic()
-    process = launch.process
-    assert process.stdout is not None
-    assert process.stderr is not None
     out, err, reports = BoundedBytes(output_limit), BoundedBytes(output_limit), BoundedBytes(1 << 12)
-    sinks = {process.stdout.fileno(): out, process.stderr.fileno(): err}
-    if launch.status >= 0:
-        sinks[launch.status] = reports
-    exited = os.pidfd_open(process.pid)
+    sinks = {launch.stdout.fileno(): out, launch.stderr.fileno(): err}
+    if launch.reports is not None:
+        sinks[launch.reports.fileno()] = reports
+    exited = os.pidfd_open(launch.process.pid)
     try:
-        ended = pump(process.stdin, stdin, sinks, exited, began + timeout)
+        ended = pump(launch.stdin, stdin, sinks, exited, began + timeout)
         if not ended or launch.mark:
             launch.kill(reports.value())
         drain(sinks, time.monotonic() + _GRACE_S)
+    except BaseException:  # an interrupt must not leave the command running
+        launch.abort()
+        launch.process.wait()
+        raise
     finally:
         os.close(exited)
     return ExecResult(
@@ -100,42 +103,57 @@ def run(launch: Launch, stdin: bytes, timeout: float, output_limit: int) -> Exec
     )
 
 
-def start_isolated(argv: Callable[[int], list[str]], *, stdin: bool) -> Launch:
+def start_isolated(argv: Callable[[int], list[str]], uid: int | None, *, stdin: bool) -> Launch:
     """Start a bwrap command line, which is given the descriptor for its reports."""
-    reports, report_to = os.pipe()
-    try:
-        return Launch(_spawn(argv(report_to), stdin, {"PATH": os.defpath}, (report_to,)), reports)
-    except BaseException:
-        os.close(reports)
-        raise
-    finally:
-        os.close(report_to)
+    return _start(argv, {"PATH": os.defpath}, stdin=stdin, reports=True, uid=uid)
 
 
 def start_plain(argv: list[str], env: Mapping[str, str], *, stdin: bool) -> Launch:
     """Start a command with no isolation, marked so that its descendants can be found."""
-    mark = f"AGENTGYM_COMMAND={secrets.token_hex(16)}"
-    name, _, value = mark.partition("=")
-    return Launch(_spawn(argv, stdin, {**env, name: value}, ()), -1, mark.encode())
+    name, value = "AGENTGYM_COMMAND", secrets.token_hex(16)
+    launch = _start(lambda _: argv, {**env, name: value}, stdin=stdin, reports=False, uid=None)
+    return replace(launch, mark=f"{name}={value}".encode())
 
 
-def _spawn(argv: list[str], stdin: bool, env: dict[str, str], keep: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Callable[[int], list[str]], env: Mapping[str, str], *, stdin: bool, reports: bool, uid: int | None
+) -> Launch:
     """Start a command in its own session, with pipes.
 
     Raises:
         ValueError: the command cannot be expressed on this system, whatever the sandbox.
         SandboxError: this machine cannot start it now.
     """
-    feed = subprocess.PIPE if stdin else subprocess.DEVNULL
-    pipe = subprocess.PIPE
-    try:
-        return subprocess.Popen(
-            argv, bufsize=0, stdin=feed, stdout=pipe, stderr=pipe, env=env, pass_fds=keep, start_new_session=True
-        )
-    except OSError as error:
-        if error.errno == errno.E2BIG:
-            raise ValueError("the command and its environment are too long: write the data to a file first") from error
-        raise SandboxError(f"cannot start {argv[0]}: {error}") from error
+    with ExitStack() as theirs, ExitStack() as ours:
+        feed = _pipe(theirs, ours, uid, to_child=True) if stdin else None
+        out, err = _pipe(theirs, ours, uid), _pipe(theirs, ours, uid)
+        report = _pipe(theirs, ours, None) if reports else None
+        keep = () if report is None else (report[1].fileno(),)
+        words = argv(keep[0] if keep else -1)
+        inlet = subprocess.DEVNULL if feed is None else feed[1]
+        try:
+            process = subprocess.Popen(
+                words, stdin=inlet, stdout=out[1], stderr=err[1], env=dict(env), pass_fds=keep, start_new_session=True
+            )
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise ValueError("the command and its environment are too long: pass the data in a file") from error
+            raise SandboxError(f"cannot start {words[0]}: {error}") from error
+        ours.pop_all()
+        return Launch(process, feed and feed[0], out[0], err[0], report and report[0])
+
+
+def _pipe(
+    theirs: ExitStack, ours: ExitStack, uid: int | None, *, to_child: bool = False
+) -> tuple[IO[bytes], IO[bytes]]:
+    """Return our end and the child's end of a pipe that the sandbox's user may open again as /dev/stdout."""
+    ends = os.pipe()
+    if uid is not None:
+        os.fchown(ends[0], uid, uid)
+    for_reader, for_writer = (theirs, ours) if to_child else (ours, theirs)
+    read = for_reader.enter_context(os.fdopen(ends[0], "rb", 0))
+    write = for_writer.enter_context(os.fdopen(ends[1], "wb", 0))
+    return (write, read) if to_child else (read, write)
 
 
 def _kill_marked(mark: bytes, group: int) -> None:

@@ -189,7 +189,7 @@ class ProcessSandbox:
                 raise SandboxError(f"sandbox {self.id} is closed")
             if self._isolated:
                 build = partial(_bwrap.command, self._scratch, self._spec, argv, cwd, env)
-                launch = _run.start_isolated(build, stdin=stdin)
+                launch = _run.start_isolated(build, self._scratch.uid, stdin=stdin)
             else:
                 own = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(self._scratch.tmp)}
                 bare = [*_bwrap.limits(self._spec, pids=False), *_bwrap.init(cwd, argv)]
