@@ -39,14 +39,7 @@ class Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """The tool in OpenAI's function-calling shape."""
-        parameters = self.arguments.model_json_schema()
-        parameters.pop("title", None)
-        for one in parameters.get("properties", {}).values():
-            one.pop("title", None)
-        return {
-            "type": "function",
-            "function": {"name": self.name, "description": self.description, "parameters": parameters},
-        }
+        return _schema(self)
 
     @property
     def text_argument(self) -> str | None:
@@ -69,6 +62,19 @@ class Tool:
             where = ".".join(str(part) for part in first["loc"]) or "arguments"
             raise ValueError(f"{self.name}: {where}: {first['msg']}") from error
         return {name: getattr(model, name) for name in self.arguments.model_fields}
+
+
+@lru_cache(maxsize=1024)
+def _schema(tool: Tool) -> dict[str, Any]:
+    # Made once: every episode asks for it, and pydantic takes a millisecond.
+    parameters = tool.arguments.model_json_schema()
+    parameters.pop("title", None)
+    for one in parameters.get("properties", {}).values():
+        one.pop("title", None)
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": parameters},
+    }
 
 
 def tool(function: Function) -> Function:
