@@ -4,41 +4,47 @@ Sent as text: `python3 -I -S -c <this file>`. Standard input is one Python liter
 the private copy of standard output is `<index of the call> <answer as JSON>`. Imports are few because each costs time.
 """
 
+from __future__ import annotations
+
 import os
 import select
-import signal
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing costs milliseconds to import
+    from typing import Any
+
 FILE = "<submission>"
+KILL = 9  # the signal module costs five milliseconds to import
 DEPTH = 40
 REPLY_BYTES = 1 << 18
 # Imported once instead of once per call; importing any of them has no effect beyond time.
 COMMON = (
-    "re math cmath random itertools functools collections heapq bisect string operator typing datetime copy json "
-    "decimal fractions statistics dataclasses enum"
-).split()
-SEQUENCES = {list: "l", tuple: "t", set: "e", frozenset: "z"}
-PLAIN = (bool, int, float, str, bytes, complex, list, tuple, set, frozenset, dict)
+    *("re", "math", "cmath", "random", "itertools", "functools", "collections", "heapq", "bisect", "string", "copy"),
+    *("operator", "typing", "datetime", "json", "decimal", "fractions", "statistics", "dataclasses", "enum"),
+)
+SEQUENCES: dict[type, str] = {list: "l", tuple: "t", set: "e", frozenset: "z"}
+PLAIN: tuple[Any, ...] = (bool, int, float, str, bytes, complex, list, tuple, set, frozenset, dict)
 
 
-class NotPlain(Exception):
+class NotPlainError(Exception):
     """The value cannot cross as data."""
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """The submission does not load."""
 
 
-def encode(value, depth=0):
+def encode(value: Any, depth: int = 0) -> str:
     """Write a value as JSON pairs `[tag, payload]` that keep its exact type."""
     kind = type(value)
     if depth > DEPTH:
-        raise NotPlain("the value is nested too deeply")
+        raise NotPlainError("the value is nested too deeply")
     if value is None:
         return '["n",0]'
     if kind is bool:
-        return '["o",%d]' % value
+        return f'["o",{value:d}]'
     if kind is int:
         return f'["i","{value:x}"]'
     if kind is float:
@@ -57,18 +63,18 @@ def encode(value, depth=0):
     return encode_other(value, kind, depth)
 
 
-def encode_other(value, kind, depth):
+def encode_other(value: Any, kind: type, depth: int) -> str:
     """Write an instance of a subclass (a Counter, a named tuple) as its class's name and its plain base."""
     for base in PLAIN:
         if isinstance(value, base):
             plain = str.__str__(value) if base is str else base(value)
             return f'["x",[{encode(kind.__name__)},{encode(plain, depth + 1)}]]'
-    raise NotPlain("the value has the type %.60s, which is not plain data" % kind.__name__)
+    raise NotPlainError(f"the value has the type {kind.__name__:.60}, which is not plain data")
 
 
-def describe(error):
+def describe(error: BaseException | None) -> str:
     """Name an error and the submission's line that it came from."""
-    line, trace = 0, error.__traceback__
+    line, trace = 0, error.__traceback__ if error else None
     while trace:
         if trace.tb_frame.f_code.co_filename == FILE:
             line = trace.tb_lineno
@@ -79,15 +85,15 @@ def describe(error):
     return f"{where}{type(error).__name__}: {error}"[:300]
 
 
-def failure(kind, error):
+def failure(kind: str, error: BaseException | None) -> str:
     """Write why there is no value."""
     try:
         return f'["{kind}",{encode(describe(error))}]'
-    except BaseException:  # an error whose text raises
+    except BaseException:  # noqa: BLE001 -- an error whose text raises
         return f'["{kind}",{encode(type(error).__name__)}]'
 
 
-def load(program, entry):
+def load(program: list[Any], entry: tuple[str, ...]) -> dict[str, Any]:
     """Execute the submission in a module of its own."""
     module = type(sys)("submission")
     sys.modules["submission"] = module
@@ -95,31 +101,31 @@ def load(program, entry):
         for part in program:
             exec(part, module.__dict__)
     except BaseException as error:
-        raise Broken from error
+        raise BrokenError from error
     missing = [name for name in entry if name not in module.__dict__]
     if missing:
-        raise Broken from NameError(f"name {missing[0]!r} is not defined")
+        raise BrokenError from NameError(f"name {missing[0]!r} is not defined")
     return module.__dict__
 
 
-def answer(program, entry, call):
+def answer(program: list[Any], entry: tuple[str, ...], call: str) -> str:
     """Return the reply to one call."""
     try:
         value = eval(compile(call, "<call>", "eval"), load(program, entry))
-    except Broken as error:
+    except BrokenError as error:
         return failure("broken", error.__cause__)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return failure("raised", error)
     try:
         reply = f'["value",{encode(value)}]'
-    except NotPlain as error:
+    except NotPlainError as error:
         return f'["data",{encode(str(error))}]'
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return failure("data", error)
-    return reply if len(reply) <= REPLY_BYTES else '["data",%s]' % encode("the value is too large")
+    return reply if len(reply) <= REPLY_BYTES else f'["data",{encode("the value is too large")}]'
 
 
-def ask(out, program, entry, call, limit_s):
+def ask(out: int, program: list[Any], entry: tuple[str, ...], call: str, limit_s: float) -> bytes:
     """Answer one call in a new process, and end that process whatever it does."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -138,13 +144,13 @@ def ask(out, program, entry, call, limit_s):
         os.close(reader)
         for kill, target in ((os.killpg, child), (os.kill, child)):
             try:
-                kill(target, signal.SIGKILL)
-            except OSError:
-                pass
+                kill(target, KILL)
+            except OSError:  # it has ended by itself
+                continue
         os.waitpid(child, 0)
 
 
-def receive(reader, deadline):
+def receive(reader: int, deadline: float) -> bytes:
     """Read one line, however many processes still hold the other end."""
     poll = select.poll()
     poll.register(reader, select.POLLIN)
@@ -160,15 +166,15 @@ def receive(reader, deadline):
     return data.partition(b"\n")[0]
 
 
-def send(descriptor, data):
+def send(descriptor: int, data: bytes) -> None:
     """Write all of it."""
     while data:
         data = data[os.write(descriptor, data) :]
 
 
-def main():
+def main() -> None:
     """Answer every call of the request."""
-    request = eval(sys.stdin.buffer.read(), {})  # noqa: S307 -- written by the grader, not by the agent
+    request = eval(sys.stdin.buffer.read(), {})  # written by the grader, not by the agent
     out = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -178,7 +184,7 @@ def main():
             __import__(name)
     try:
         program = [compile(part, FILE, "exec", dont_inherit=True) for part in (request["setup"], request["code"])]
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         send(out, b"0 " + failure("syntax", error).encode() + b"\n")
         return
     ends = time.monotonic() + request["total_s"]

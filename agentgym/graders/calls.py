@@ -10,7 +10,7 @@ from typing import Any
 
 from agentgym.errors import VerifierError
 from agentgym.graders.cases import Case, Shared
-from agentgym.graders.values import Malformed, Tree, parse, show
+from agentgym.graders.values import MalformedError, Tree, parse, show
 from agentgym.sandbox import ExecResult, Sandbox
 
 _REPLY_BYTES = (1 << 18) + 64
@@ -77,7 +77,7 @@ def _read_answers(result: ExecResult, count: int) -> list[Answer]:
             if index != b"%d" % len(answers):
                 raise NoAnswers("the answers are out of order", result)
             answers.append(Answer(*parse(reply)))
-    except Malformed as error:
+    except MalformedError as error:
         raise NoAnswers(str(error), result) from error
     if len(answers) == 1 and answers[0].kind == "syntax":
         return answers * count
@@ -106,9 +106,7 @@ def hold(box: Sandbox, setup: str, items: Sequence[tuple[Tree, str]]) -> list[bo
     return [*held, *[False] * (len(items) - len(held))][: len(items)]
 
 
-def _python(
-    box: Sandbox, program: str, request: Mapping[str, Any], *, timeout: float, output_limit: int
-) -> ExecResult:
+def _python(box: Sandbox, program: str, request: Mapping[str, Any], *, timeout: float, output_limit: int) -> ExecResult:
     stdin = ascii(dict(request)).encode()
     return box.exec(
         ("python3", "-I", "-S", "-c", _source(program)), timeout=timeout, stdin=stdin, output_limit=output_limit

@@ -57,7 +57,7 @@ class Shared(Record):
     comparison: Comparison = Comparison()
     case_s: Annotated[float, Field(gt=0, le=600)] = 2.0
     """Seconds that one call may take, the loading of the submission included."""
-    total_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    total_s: Annotated[float, Field(gt=0, le=3600)] = 6.0
     """Seconds that all calls together may take."""
 
 

@@ -70,7 +70,10 @@ class FunctionGrader:
             return Preview(0, len(cases), True, f"error: {error}")
         checked = [(one.tree, case.check) for case, one in zip(cases, answers, strict=True) if _to_check(case, one)]
         held = iter(hold(box, shared.setup, [(tree, check) for tree, check in checked if tree and check]))
-        passed = [next(held) if _to_check(case, one) else _passes(shared, case, one) for case, one in zip(cases, answers, strict=True)]
+        passed = [
+            next(held) if _to_check(case, one) else _passes(shared, case, one)
+            for case, one in zip(cases, answers, strict=True)
+        ]
         compiles = not all(one.kind in ("broken", "syntax") for one in answers)
         return Preview(sum(passed), len(cases), compiles, _first_failure(cases, answers, passed))
 

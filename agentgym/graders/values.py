@@ -1,4 +1,4 @@
-"""Values as data: exact types on the wire, comparison on the trusted side, and no value of the agent's is ever built."""
+"""Values as data: exact types on the wire, comparison on the trusted side, and no value of the agent's is built."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Tree = tuple[str, Any]
 
 _SEQUENCES: dict[type, str] = {list: "l", tuple: "t", set: "e", frozenset: "z"}
 _SCALARS: dict[type, str] = {bool: "o", int: "i", float: "f", complex: "c", str: "s", bytes: "b"}
-_BRACKETS = {"l": "[]", "e": "{}", "t": "()"}
+_BRACKETS = {"l": ("[", "]"), "e": ("{", "}"), "t": ("(", ")")}
 _MAX_DEPTH = 100
 _SHOWN_DIGITS = 4000
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """What came out of the sandbox is not a value."""
 
 
@@ -150,30 +150,30 @@ def parse(text: bytes) -> Any:
     """Read one reply of the runner: `[kind, payload]` with every value checked and turned into a tree.
 
     Raises:
-        Malformed: it is anything else.
+        MalformedError: it is anything else.
     """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Malformed("a reply is not JSON") from error
+        raise MalformedError("a reply is not JSON") from error
     match found:
         case [("timeout" | "died") as kind, _]:
             return kind, None
         case [("value" | "broken" | "raised" | "data" | "syntax") as kind, payload]:
             tree = _checked(payload)
             if kind != "value" and tree[0] != "s":
-                raise Malformed("an error without a text")
+                raise MalformedError("an error without a text")
             return kind, tree
-    raise Malformed("a reply of no known kind")
+    raise MalformedError("a reply of no known kind")
 
 
 def _checked(raw: Any, depth: int = 0) -> Tree:
     if depth > _MAX_DEPTH:
-        raise Malformed("a value is nested too deeply")
+        raise MalformedError("a value is nested too deeply")
     try:
         return _check(raw, depth + 1)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise Malformed("a reply holds something that is not a value") from error
+        raise MalformedError("a reply holds something that is not a value") from error
 
 
 def _check(raw: Any, depth: int) -> Tree:
@@ -198,7 +198,7 @@ def _check(raw: Any, depth: int) -> Tree:
             return ("d", tuple((_checked(key, depth), _checked(value, depth)) for key, value in pairs))
         case ["x", [["s", str(_)] as name, inner]]:
             return ("x", (_checked(name, depth)[1], _checked(inner, depth)))
-    raise Malformed("a reply holds something that is not a value")
+    raise MalformedError("a reply holds something that is not a value")
 
 
 def show(tree: Tree, limit: int = 120) -> str:

@@ -1,0 +1,1 @@
+"""Function-level programming tasks, solved over several turns."""
