@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from agentgym.registry import register_gymnasium
+
 if TYPE_CHECKING:
     from agentgym.env import AgentEnv
     from agentgym.registry import make, register
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded on first use: Gymnasium's plugin loader imports this package while Gymnasium itself is still being imported.
+# Loaded on first use, so that a command which needs one of them does not wait for all.
 _HOMES = {
     "AgentEnv": "env",
     "Group": "types",
@@ -67,3 +69,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register_gymnasium()  # Gymnasium loads no plugins by itself: environments are known once their package is imported

@@ -128,7 +128,7 @@ def make(env_id: str, **options: Any) -> Any:
 
 
 def register_gymnasium() -> None:
-    """Tell Gymnasium about every installed environment; called by Gymnasium's plugin loader."""
+    """Tell Gymnasium about every installed environment."""
     for env_id in names("envs"):
         _tell_gymnasium(env_id)
 
