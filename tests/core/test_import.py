@@ -1,0 +1,48 @@
+"""Importing does nothing and is quick; what a package exports exists."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import agentgym
+
+HEAVY = ("torch", "docker", "vllm", "transformers", "pyarrow", "matplotlib", "scipy", "rich", "typer")
+
+
+def run_python(script: str) -> str:
+    return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    script = f"import sys, agentgym; print([name for name in {HEAVY} if name in sys.modules])"
+    assert run_python(script) == "[]\n"
+
+
+def test_environments_and_rollouts_need_no_torch_and_no_docker() -> None:
+    script = "import sys, agentgym.rollout, agentgym.recipe; print({'torch', 'docker', 'vllm'} & set(sys.modules))"
+    assert run_python(script) == "set()\n"
+
+
+def test_importing_the_package_takes_well_under_half_a_second() -> None:
+    def seconds(script: str) -> float:
+        began = time.perf_counter()
+        run_python(script)
+        return time.perf_counter() - began
+
+    bare = min(seconds("pass") for _ in range(3))
+    assert min(seconds("import agentgym") for _ in range(3)) - bare < 0.5
+    assert min(seconds("from agentgym import AgentEnv") for _ in range(3)) - bare < 2.0
+
+
+def test_everything_exported_is_there() -> None:
+    for name in agentgym.__all__:
+        assert getattr(agentgym, name) is not None
+
+
+def test_source_roots_are_not_packages() -> None:
+    root = Path(agentgym.__file__).parents[1]
+    for folder in ("envs", "sandboxes", "trainers", "tests"):
+        assert not (root / folder / "__init__.py").exists()
