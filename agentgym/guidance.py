@@ -77,9 +77,10 @@ class Guide(Record):
         return [RolloutRequest(task, count, derive_seed(seed, "round", 1), hint=hint, off_policy=self.ratio)]
 
     def merge(self, history: Sequence[Group]) -> Group:
-        """Return the bare group, its last failures replaced by the hinted attempts."""
+        """Return the bare group, its unscored attempts and then its last failures replaced by the hinted ones."""
         if len(history) == 1:
             return history[0]
-        bare, hinted = history[0].trajectories, history[1].trajectories
+        bare = sorted(history[0].trajectories, key=lambda one: not one.scored)
+        hinted = history[1].trajectories
         kept = bare[: max(0, len(bare) - len(hinted))]
         return Group(history[0].task_id, [*kept, *hinted], guided=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from agentgym.errors import RecipeError
 from agentgym.types import Group, Record, Trajectory
@@ -63,11 +63,11 @@ class GatedRewards(Record):
     (1.0, [0.25, 0.25])
     """
 
-    ladder: Annotated[dict[str, float], Field(min_length=1)]
+    ladder: Annotated[dict[str, FiniteFloat], Field(min_length=1)]
     """The outcome reward of each named level, such as {no_submission: -1, failed: 0, passed: 1}."""
-    threshold: float
+    threshold: FiniteFloat
     """The outcome reward from which step rewards count (G-RA's delta)."""
-    step_weights: dict[str, float]
+    step_weights: dict[str, FiniteFloat]
     """The weight of each step signal; signals not named here weigh nothing."""
 
     @model_validator(mode="after")

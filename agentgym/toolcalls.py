@@ -52,7 +52,8 @@ def _read_tagged(bodies: list[str]) -> Parsed:
     for body in bodies:
         try:
             found = json.loads(body)
-        except json.JSONDecodeError as error:
+            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # no lone surrogate, no infinity
+        except (ValueError, RecursionError) as error:
             problems.append(f"the tool call is not valid JSON: {error}")
             continue
         if not isinstance(found, dict) or not isinstance(found.get("name"), str):

@@ -94,7 +94,7 @@ def _tools_of(owner: type) -> dict[str, Tool]:
     for base in reversed(owner.__mro__):
         for name, member in vars(base).items():
             if getattr(member, "__agentgym_tool__", False):
-                found[name] = _describe(name, getattr(owner, name))
+                found[name] = _describe(name, member)
             elif name in found:
                 del found[name]  # a subclass that overrides a tool without @tool takes it away
     return found

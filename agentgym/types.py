@@ -43,6 +43,12 @@ class Message(Record):
     guidance: str = ""
     """Hint text shown after `content`, tokenised apart, so that the train context can leave it out exactly."""
 
+    @field_validator("content", "guidance")
+    @classmethod
+    def _encodable(cls, text: str) -> str:
+        # A lone surrogate can be neither tokenised nor stored: one in an agent's file name must not void an episode.
+        return text.encode("utf-8", "replace").decode()
+
     def openai(self) -> dict[str, Any]:
         """Return the dictionary that OpenAI-compatible endpoints and chat templates take."""
         shape: dict[str, Any] = {"role": self.role, "content": self.content + self.guidance}
