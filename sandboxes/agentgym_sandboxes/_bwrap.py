@@ -52,7 +52,7 @@ def command(
     network = [] if spec.network == "full" else ["--unshare-net"]
     return [
         *_as_user(scratch.uid),
-        *_base(spec.network == "full"),
+        *_base(_program("bwrap"), spec.network == "full"),
         *network,
         *("--json-status-fd", str(status)),
         *_mounts(scratch),
@@ -63,7 +63,7 @@ def command(
 
 def _as_user(uid: int | None) -> list[str]:
     # Not subprocess(user=…): that turns vfork off, and forking a trainer with gigabytes of memory is slow.
-    return [] if uid is None else ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    return [] if uid is None else [_program("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
 
 
 def _environment(env: Mapping[str, str]) -> list[str]:
@@ -74,22 +74,22 @@ def _environment(env: Mapping[str, str]) -> list[str]:
 
 def _mounts(scratch: Scratch) -> list[str]:
     words = ["--bind", str(scratch.work), WORKDIR, "--bind", str(scratch.tmp), "/tmp"]
-    if _knows("--size"):
-        words += ["--perms", "1777", "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm"]
-    else:
-        words += ["--bind", str(scratch.tmp), "/dev/shm"]
     for name in ("passwd", "group"):
         words += ["--ro-bind", f"{scratch.root}/etc/{name}", f"/etc/{name}"]
     for hidden in _hidden():
         words += ["--ro-bind", f"{scratch.root}/empty", hidden]
+    if _knows(_program("bwrap"), "--size"):
+        words += ["--perms", "1777", "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm"]
+    else:
+        words += ["--bind", str(scratch.tmp), "/dev/shm"]
     return [*words, "--remount-ro", "/"]
 
 
 @lru_cache
-def _base(network: bool) -> tuple[str, ...]:
-    words = ["bwrap", *_NAMESPACES, "--die-with-parent", "--new-session", "--as-pid-1"]
+def _base(bwrap: str, network: bool) -> tuple[str, ...]:
+    words = [bwrap, *_NAMESPACES, "--die-with-parent", "--new-session", "--as-pid-1"]
     words += ["--uid", str(AGENT_ID), "--gid", str(AGENT_ID), "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
-    if _knows("--disable-userns"):
+    if _knows(bwrap, "--disable-userns"):
         words.append("--disable-userns")
     for name in _SYSTEM:
         if Path(name).is_symlink():
@@ -103,9 +103,13 @@ def _base(network: bool) -> tuple[str, ...]:
     return (*words, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev")
 
 
+def _program(name: str) -> str:
+    return shutil.which(name) or name
+
+
 @lru_cache
-def _knows(option: str) -> bool:
-    done = subprocess.run(["bwrap", "--help"], capture_output=True, check=False)
+def _knows(bwrap: str, option: str) -> bool:
+    done = subprocess.run([bwrap, "--help"], capture_output=True, check=False)
     return option.encode() in done.stdout
 
 
