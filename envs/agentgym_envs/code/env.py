@@ -12,7 +12,8 @@ from agentgym.env import AgentEnv, Submit, tool
 from agentgym.errors import TaskError
 from agentgym.task import Task, TaskSet
 from agentgym.types import Message, Record
-from agentgym_envs.code.tasks import DEFAULT_FILE, family_tasks
+from agentgym_envs.code.splits import DEFAULT_FILE
+from agentgym_envs.code.tasks import family_tasks
 
 EXPLANATION = """Solve the programming task over several turns. Each message is one fenced block named after a tool.
 ```test

@@ -8,6 +8,9 @@ from agentgym.task import Public, Task
 from agentgym.types import Split
 
 
+DEFAULT_FILE = "solution.py"
+
+
 def digest(text: str) -> str:
     """Return a short, stable name for a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from agentgym.errors import TaskError, UnknownNameError
 from agentgym.task import TaskSet
-from agentgym_envs.code import procedural, repair
+from agentgym_envs.code import exercism, humaneval, mbpp, procedural, repair
 
-DEFAULT_FILE = "solution.py"
+
 GENERATED = ("repair", "functions")
-_LOADERS: dict[str, Callable[[Path], TaskSet]] = {}
+_LOADERS: dict[str, Callable[[Path], TaskSet]] = {
+    "mbpp": mbpp.tasks,
+    "humaneval": humaneval.tasks,
+    "exercism": exercism.tasks,
+}
 
 
 def family_tasks(
