@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import agentgym
 
@@ -40,9 +39,3 @@ def test_importing_the_package_takes_well_under_half_a_second() -> None:
 def test_everything_exported_is_there() -> None:
     for name in agentgym.__all__:
         assert getattr(agentgym, name) is not None
-
-
-def test_source_roots_are_not_packages() -> None:
-    root = Path(agentgym.__file__).parents[1]
-    for folder in ("envs", "sandboxes", "trainers", "tests"):
-        assert not (root / folder / "__init__.py").exists()
