@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from agentgym.errors import AgentgymError
+from agentgym_trainers.models import export
 
 _PREFIX = "step-"
 _FREE = ("name", "evaluation", "trainer.checkpoint")
@@ -108,12 +109,6 @@ class Checkpoints:
         for old in self.all()[: -self._keep]:
             shutil.rmtree(old.path)
         return Checkpoint(place, step)
-
-
-def export(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that transformers and inference servers load."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

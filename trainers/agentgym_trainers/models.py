@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.settings import ModelSettings
@@ -43,8 +45,9 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
         RecipeError: nothing can be loaded from there.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(
@@ -52,3 +55,22 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
         ) from error
     # Training and sampling must see one function: dropout would make their logprobs differ.
     return model.to(device).eval(), tokenizer
+
+
+def export(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that transformers and inference servers load."""
+    with without_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

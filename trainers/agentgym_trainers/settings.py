@@ -92,8 +92,8 @@ class ComputeSettings(Record):
     device: str = "cpu"
     threads: Count = 1
     """CPU threads; 0 leaves PyTorch's choice. A run repeats bit for bit only with the same number."""
-    token_budget: Positive = 16384
-    """Tokens per micro-batch, padding included."""
+    token_budget: Positive = 4096
+    """Tokens per micro-batch, padding included; small ones suit CPUs, large ones GPUs."""
     logit_budget: Positive = 1 << 24
     """Logits (tokens x vocabulary) that may exist at once in the trainer."""
     max_batch: Positive = 256

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from agentgym.policy import Generation, Sampling, StopReason
+from agentgym_trainers.engines.cache import growing_cache
 
 
 @dataclass(eq=False, slots=True)
@@ -90,7 +90,7 @@ class Batch:
         self._model = model
         self._rows = [_Row.of(request) for request in requests]
         self._live = list(range(len(self._rows)))
-        self._cache = DynamicCache(config=model.config)
+        self._cache = growing_cache(model.config)
         device = model.device
         lengths = [len(request.prompt_ids) for request in requests]
         width = max(lengths)
