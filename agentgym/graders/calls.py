@@ -63,7 +63,7 @@ def call(box: Sandbox, code: str, shared: Shared, cases: Sequence[Case]) -> list
         "total_s": shared.total_s,
     }
     limit = _REPLY_BYTES * len(cases)
-    result = _python(box, "_runner.py", request, timeout=shared.total_s + _GRACE_S, output_limit=2 * limit)
+    result = ask_python(box, "_runner.py", request, timeout=shared.total_s + _GRACE_S, output_limit=2 * limit)
     if result.timed_out or result.truncated or result.exit_code != 0:
         raise NoAnswers("the submission ended its own judging", result)
     return _read_answers(result, len(cases))
@@ -96,7 +96,7 @@ def hold(box: Sandbox, setup: str, items: Sequence[tuple[Tree, str]]) -> list[bo
     if not items:
         return []
     request = {"setup": setup, "items": list(items)}
-    result = _python(box, "_checker.py", request, timeout=3.0 * len(items) + _GRACE_S, output_limit=1024 * len(items))
+    result = ask_python(box, "_checker.py", request, timeout=3.0 * len(items) + _GRACE_S, output_limit=1024 * len(items))
     lines = result.stdout.decode("utf-8", "replace").splitlines()
     for line, (_, condition) in zip(lines, items, strict=False):
         if line.startswith("!"):
@@ -106,7 +106,8 @@ def hold(box: Sandbox, setup: str, items: Sequence[tuple[Tree, str]]) -> list[bo
     return [*held, *[False] * (len(items) - len(held))][: len(items)]
 
 
-def _python(box: Sandbox, program: str, request: Mapping[str, Any], *, timeout: float, output_limit: int) -> ExecResult:
+def ask_python(box: Sandbox, program: str, request: Mapping[str, Any], *, timeout: float, output_limit: int) -> ExecResult:
+    """Run one of our programs in a sandbox, isolated from its files and variables, on a request as its input."""
     stdin = ascii(dict(request)).encode()
     return box.exec(
         ("python3", "-I", "-S", "-c", _source(program)), timeout=timeout, stdin=stdin, output_limit=output_limit

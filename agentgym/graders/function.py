@@ -137,7 +137,8 @@ def _first_failure(cases: Sequence[Case], answers: Sequence[Answer], passed: Seq
             continue
         if answer.kind in ("broken", "syntax"):
             return f"error: {answer.text}"
-        return f"{case.call}: got {answer.text}, want {want(case)}"
+        got = f"got {answer.text}" if answer.kind == "value" else answer.text
+        return f"{case.call}: {got}, want {want(case)}"
     return "ok"
 
 
