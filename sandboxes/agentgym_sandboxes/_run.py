@@ -46,8 +46,11 @@ class Launch:
         """Kill the tree; may be called from another thread."""
         if self.mark:
             _kill_marked(self.mark, self.process.pid)
-        else:
-            self.process.kill()  # bwrap's death takes PID 1 of the sandbox with it
+        elif self.process.poll() is None:
+            # bwrap's death takes PID 1 of the sandbox with it, but only once that has asked for it: until then
+            # both are in one process group.
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self, reports: bytes) -> None:
         """Kill the whole tree and wait until it is dead."""
