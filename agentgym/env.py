@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from agentgym import registry
-from agentgym.errors import AgentFault, TaskError, UnknownNameError, VerifierError
+from agentgym.errors import AgentFault, SandboxError, TaskError, UnknownNameError, VerifierError
 from agentgym.rewards import OutcomeOnly, RewardScheme, check_levels, settlement
 from agentgym.sandbox import Sandbox, SandboxBackend
 from agentgym.spaces import ActionSpace, ObservationSpace
@@ -70,6 +70,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self._pool: list[Task] | None = None
         self._task: Task | None = None
         self._running = False
+        self._episode: object | None = None
         self.judging = False
         self._signals: list[Signal] = []
         self.turns: list[Turn] = []
@@ -146,8 +147,12 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self._end_sandbox()
         self._task = self._pick(picked)
         self.turns, self._signals = [], []
+        self._episode = episode = object()
         if self.sandboxed:
             self._box = self.sandboxes.start(self._task.sandbox)
+            if self._episode is not episode:
+                self._end_sandbox()
+                raise SandboxError("the environment was closed while its sandbox started")
             if self.task.files:
                 self._box.upload({path: text.encode() for path, text in self.task.files.items()})
         self._prompt = _with_hint(tuple(self.prompt()), hint)
@@ -194,8 +199,9 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         return "\n".join(f"[{one.role}] {one.content}{one.guidance}" for one in shown)
 
     def close(self) -> None:
-        """End the episode's sandbox; may be called twice."""
+        """End the episode's sandbox; may be called twice, and from another thread than `reset` or `step`."""
         self._running = False
+        self._episode = None
         self._end_sandbox()
 
     # ------------------------------------------------------------------ the rest

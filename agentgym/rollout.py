@@ -123,8 +123,11 @@ class Rollouts:
                 self.on_done(trajectory)
             return trajectory
 
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one(attempt)) for attempt in attempts]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(one(attempt)) for attempt in attempts]
+        except ExceptionGroup as errors:  # what stops one episode stops all, and is told once
+            raise errors.exceptions[0] from None
         return [task.result() for task in running]
 
     async def _attempt(self, attempt: _Attempt, pool: ThreadPoolExecutor) -> Trajectory:
