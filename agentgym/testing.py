@@ -17,7 +17,7 @@ from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
 from agentgym.sandbox import Capability, ExecResult, Sandbox, SandboxBackend, SandboxSpec
 from agentgym.task import Hidden, Public, Task, TaskSet
-from agentgym.types import Submission
+from agentgym.types import Submission, Verdict
 
 WORDS = ("marble", "lantern", "orchard", "piston", "saddle", "timber", "velvet", "window", "zephyr", "copper")
 
@@ -51,7 +51,7 @@ class ToyEnv(AgentEnv):
         """Hand in the reversed word."""
         return Submit(text)
 
-    def grade(self, task: Task, submission: Submission) -> bool:
+    def grade(self, task: Task, submission: Submission) -> Verdict | bool | float:
         """Compare with the reversed word."""
         return submission.answer == task.hidden.data["answer"]
 
