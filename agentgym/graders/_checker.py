@@ -41,7 +41,13 @@ def judge(setup: str, tree: Any, condition: str) -> str:
         return "0"
 
 
-request = eval(sys.stdin.buffer.read(), {"inf": float("inf"), "nan": float("nan")})
-for one_tree, one_condition in request["items"]:
-    sys.stdout.write(judge(request["setup"], one_tree, one_condition) + "\n")
-    sys.stdout.flush()
+def main() -> None:
+    """Judge every item of the request."""
+    request = eval(sys.stdin.buffer.read(), {"inf": float("inf"), "nan": float("nan")})
+    for tree, condition in request["items"]:
+        sys.stdout.write(judge(request["setup"], tree, condition) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

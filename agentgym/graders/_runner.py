@@ -197,4 +197,5 @@ def main() -> None:
         send(out, b"%d " % index + reply + b"\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -55,7 +55,7 @@ class Modules:
     def __init__(self, sources: dict[str, str]) -> None:
         self.sources = sources
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:  # noqa: ARG002
         """Return where a module comes from, if it is one of ours."""
         from importlib.machinery import ModuleSpec
 
@@ -177,4 +177,5 @@ def main() -> None:
             return
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -96,7 +96,9 @@ def hold(box: Sandbox, setup: str, items: Sequence[tuple[Tree, str]]) -> list[bo
     if not items:
         return []
     request = {"setup": setup, "items": list(items)}
-    result = ask_python(box, "_checker.py", request, timeout=3.0 * len(items) + _GRACE_S, output_limit=1024 * len(items))
+    result = ask_python(
+        box, "_checker.py", request, timeout=3.0 * len(items) + _GRACE_S, output_limit=1024 * len(items)
+    )
     lines = result.stdout.decode("utf-8", "replace").splitlines()
     for line, (_, condition) in zip(lines, items, strict=False):
         if line.startswith("!"):
@@ -106,7 +108,9 @@ def hold(box: Sandbox, setup: str, items: Sequence[tuple[Tree, str]]) -> list[bo
     return [*held, *[False] * (len(items) - len(held))][: len(items)]
 
 
-def ask_python(box: Sandbox, program: str, request: Mapping[str, Any], *, timeout: float, output_limit: int) -> ExecResult:
+def ask_python(
+    box: Sandbox, program: str, request: Mapping[str, Any], *, timeout: float, output_limit: int
+) -> ExecResult:
     """Run one of our programs in a sandbox, isolated from its files and variables, on a request as its input."""
     stdin = ascii(dict(request)).encode()
     return box.exec(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 _EQUALITIES = frozenset(
-    f"assert{name}"
-    for name in ("Equal", "Equals", "ListEqual", "TupleEqual", "SetEqual", "DictEqual", "MultiLineEqual", "SequenceEqual")
-) | {"assertIs", "assertCountEqual", "assertAlmostEqual"}
+    ("assertEqual", "assertListEqual", "assertTupleEqual", "assertSetEqual", "assertDictEqual", "assertMultiLineEqual")
+) | {"assertSequenceEqual", "assertIs", "assertCountEqual", "assertAlmostEqual"}
 _OPPOSITES = {
     "assertTrue": "assertFalse",
     "assertFalse": "assertTrue",
@@ -67,7 +66,7 @@ def _is_suite(name: str, classes: dict[str, ast.ClassDef]) -> bool:
 
 def true_trials(source: str) -> list[Trial]:
     """Return every test of a file as it stands."""
-    return [Trial(suite, method, _alone(source, suite, method), True) for suite, method in tests_of(source)]
+    return [Trial(suite, method, _alone(source, method), True) for suite, method in tests_of(source)]
 
 
 def trials(source: str, rng: random.Random) -> list[Trial]:
@@ -84,7 +83,7 @@ def trials(source: str, rng: random.Random) -> list[Trial]:
     return found
 
 
-def _alone(source: str, suite: str, method: str) -> str:
+def _alone(source: str, method: str) -> str:
     module = ast.parse(source)
     module.body = [one for one in module.body if not _is_noise(one)]
     for one in module.body:
@@ -167,7 +166,9 @@ def _negate(call: ast.Call, method: ast.FunctionDef, rng: random.Random) -> bool
 
 def _only_use(name: str, method: ast.FunctionDef) -> ast.Assign | None:
     """Return the assignment of a literal to a name that is used once, so that changing it changes nothing else."""
-    uses = [one for one in ast.walk(method) if isinstance(one, ast.Name) and one.id == name]
+    messages = {id(part) for text in ast.walk(method) if isinstance(text, ast.JoinedStr) for part in ast.walk(text)}
+    names = [one for one in ast.walk(method) if isinstance(one, ast.Name) and one.id == name]
+    uses = [one for one in names if id(one) not in messages]
     for one in method.body:
         match one:
             case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
@@ -176,6 +177,8 @@ def _only_use(name: str, method: ast.FunctionDef) -> ast.Assign | None:
 
 
 def _is_literal(node: ast.expr) -> bool:
+    if _is_date(node):
+        return True
     try:
         ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -183,7 +186,18 @@ def _is_literal(node: ast.expr) -> bool:
     return True
 
 
+def _is_date(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id="date" | "datetime" | "timedelta"), args=[_, *_] as parts, keywords=[]):
+            return all(isinstance(one, ast.Constant) for one in parts)
+    return False
+
+
 def _wrong(node: ast.expr, rng: random.Random, *, ordered: bool) -> ast.expr:
+    if isinstance(node, ast.Call) and _is_date(node):
+        index = rng.randrange(len(node.args))
+        node.args[index] = _wrong(node.args[index], rng, ordered=True)
+        return node
     value = ast.literal_eval(node)
     while True:
         other = _other(value, rng)
@@ -192,7 +206,7 @@ def _wrong(node: ast.expr, rng: random.Random, *, ordered: bool) -> ast.expr:
             return ast.parse(repr(other), mode="eval").body
 
 
-def _other(value: object, rng: random.Random) -> object:
+def _other(value: Any, rng: random.Random) -> Any:
     match value:
         case bool():
             return not value
@@ -216,8 +230,8 @@ def _other(value: object, rng: random.Random) -> object:
     return 0 if value is None else None
 
 
-def _changed(value: Sequence[object], build: object, rng: random.Random, extra: object) -> object:
-    items: list[object] = list(value)
+def _changed(value: Sequence[Any], build: Callable[[list[Any]], Any], rng: random.Random, extra: Any) -> Any:
+    items = list(value)
     index = rng.randrange(len(items) + 1)
     if index == len(items):
         items.append(extra)
@@ -225,4 +239,4 @@ def _changed(value: Sequence[object], build: object, rng: random.Random, extra: 
         items[index] = extra
     else:
         items[index] = _other(items[index], rng)
-    return build(items)  # type: ignore[operator]
+    return build(items)

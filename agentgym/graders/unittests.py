@@ -171,8 +171,6 @@ def _show_that_judging_works(sandboxes: SandboxBackend, spec: SandboxSpec, cause
         raise SandboxError(f"a harmless module cannot be judged in this sandbox: {error}") from cause
 
 
-def _verdict(
-    level: str, trust: Trust, feedback: str, components: Mapping[str, float | None] | None = None
-) -> Verdict:
+def _verdict(level: str, trust: Trust, feedback: str, components: Mapping[str, float | None] | None = None) -> Verdict:
     value = 1.0 if level == "passed" else 0.0
     return Verdict(value=value, level=level, trust=trust, components=dict(components or {}), feedback=feedback)

@@ -19,11 +19,11 @@ class Inexpressible(ValueError):  # noqa: N818 -- a finding about a task, not a 
 
 
 def cases_of(statements: Iterable[ast.stmt], names: frozenset[str]) -> list[Cased]:
-    """Return the cases that a block of tests asks for.
+    r"""Return the cases that a block of tests asks for.
 
     Assignments to one name are put in place of that name; any other statement but an assertion is refused.
 
-    >>> cases_of(ast.parse("x = 2\\nassert f(x) == (4,)\\nassert sorted(f(1)) != [1]").body, frozenset({"f"}))
+    >>> cases_of(ast.parse("x = 2\nassert f(x) == (4,)\nassert sorted(f(1)) != [1]").body, frozenset({"f"}))
     [{'call': 'f(2)', 'literal': '(4,)'}, {'call': 'f(1)', 'check': 'sorted(_) != [1]'}]
 
     Raises:
@@ -47,7 +47,7 @@ def cases_of(statements: Iterable[ast.stmt], names: frozenset[str]) -> list[Case
 
 def _case(test: ast.expr, names: frozenset[str]) -> Cased | None:
     finder = _Calls(names)
-    asked = finder.visit(_copy(test))
+    asked = cast(ast.expr, finder.visit(_copy(test)))
     if not finder.calls:
         if isinstance(test, ast.Constant) and test.value:
             return None

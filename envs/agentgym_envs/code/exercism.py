@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from agentgym.graders.twins import tests_of
 from agentgym.task import Hidden, Public, Task
 from agentgym_envs.code.refusals import FileTasks, Refused, Row
@@ -34,17 +36,20 @@ def convert(row: Row) -> Task:
     suites = {name: text for name, text in tests.items() if tests_of(text)}
     if not suites:
         raise Refused(f"no test methods can be read from {sorted(tests)}")
-    support = {**row.get("editor", {}), **row.get("extra", {}), **{k: v for k, v in tests.items() if k not in suites}}
-    visible = {name: shown for name, text in suites.items() if (shown := visible_part(text))}
+    others = {**row.get("editor", {}), **row.get("extra", {}), **tests}
+    support: dict[str, JsonValue] = {
+        name: text for name, text in others.items() if name.endswith(".py") and name not in suites
+    }
+    visible: dict[str, JsonValue] = {name: shown for name, text in suites.items() if (shown := visible_part(text))}
     name = str(row["id"])
     return Task(
         id=name,
         split=split_of(digest(name)),
         public=Public(
             prompt=f"{row['instructions'].strip()}\n\nFill in `{file}`:\n\n{source.strip()}",
-            data={"file": file, "visible": visible, "support": {k: v for k, v in support.items() if k.endswith(".py")}},
+            data={"file": file, "visible": visible, "support": support},
         ),
-        hidden=Hidden(data={"tests": suites}, reference={"code": reference[file], "stub": source}),
+        hidden=Hidden(data={"tests": {**suites}}, reference={"code": reference[file], "stub": source}),
         grader="unittest",
         difficulty=row.get("difficulty"),
     )

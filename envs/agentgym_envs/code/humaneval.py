@@ -8,11 +8,10 @@ from pathlib import Path
 from agentgym.task import Hidden, Public, Task
 from agentgym.types import Split
 from agentgym_envs.code.asserts import Cased, Inexpressible, cases_of
-from agentgym_envs.code.mbpp import COMPARISON
+from agentgym_envs.code.mbpp import VISIBLE, decisive, imports_of, shown
 from agentgym_envs.code.refusals import FileTasks, Refused, Row
 from agentgym_envs.code.splits import DEFAULT_FILE
 
-VISIBLE = 1
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -39,13 +38,12 @@ def convert(row: Row) -> Task:
     if len(cases) <= VISIBLE:
         raise Refused(f"wanted more than {VISIBLE} assertions, found {len(cases)}")
     setup = _preamble(prompt, entry)
-    data = {"examples": cases[:VISIBLE], "entry": [entry], "comparison": COMPARISON}
     return Task(
         id=str(row["task_id"]),
         split=named,
-        public=Public(prompt=_told(prompt), data={**data, **({"setup": setup} if setup else {})}),
+        public=Public(prompt=_told(prompt), data=shown(cases, [entry], setup)),
         hidden=Hidden(
-            data={"cases": cases[VISIBLE:], "check_setup": f"{_imports(row['test'])}\n{setup}"},
+            data=decisive(cases, f"{imports_of(row['test'])}\n{setup}"),
             reference={"code": reference},
         ),
     )
@@ -75,10 +73,6 @@ def _preamble(prompt: str, entry: str) -> str:
     """Return the imports and helpers that stand before the function."""
     body = [one for one in ast.parse(prompt).body if getattr(one, "name", None) != entry]
     return "\n".join(ast.unparse(one) for one in body)
-
-
-def _imports(source: str) -> str:
-    return "\n".join(ast.unparse(one) for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom)))
 
 
 def _told(prompt: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from agentgym.task import Hidden, Public, Task
 from agentgym.types import Split
@@ -12,8 +15,6 @@ from agentgym_envs.code.refusals import FileTasks, Refused, Row
 from agentgym_envs.code.splits import digest, split_of
 
 VISIBLE = 1
-COMPARISON = {"mode": "python"}
-"""The files ask with `==`, and some of their own solutions answer 1 for True or 3.0 for 3."""
 _SPLITS: dict[str, Split] = {
     "train": "train",
     "prompt": "train",
@@ -65,19 +66,33 @@ def convert(row: Row) -> Task:
     if len(cases) <= VISIBLE:
         raise Refused(f"wanted more than {VISIBLE} assertions, found {len(cases)}")
     text = row.get("prompt") or row["text"]
-    public = {"examples": cases[:VISIBLE], "entry": used(cases, names), "comparison": COMPARISON}
-    hidden = {"cases": cases[VISIBLE:], "check_setup": setup or imports_of(code)}
     return Task(
         id=identify(row),
         split=split(row),
         public=Public(
             prompt=f"{text.strip()}\nThis must hold:\n{row['test_list'][0].strip()}",
-            data={**public, **({"setup": setup} if setup else {})},
+            data=shown(cases, used(cases, names), setup),
         ),
-        hidden=Hidden(data=hidden, reference={"code": code}),
+        hidden=Hidden(data=decisive(cases, setup or imports_of(code)), reference={"code": code}),
     )
+
+
+def shown(cases: Sequence[Cased], entry: Sequence[str], setup: str) -> dict[str, JsonValue]:
+    """Return the data that the agent may see: the first case, the names to define, and what runs before its code.
+
+    The files ask with `==`, and some of their own solutions answer 1 for True or 3.0 for 3.
+    """
+    data: dict[str, JsonValue] = {"examples": [*cases[:VISIBLE]], "entry": [*entry], "comparison": {"mode": "python"}}
+    return {**data, "setup": setup} if setup else data
+
+
+def decisive(cases: Sequence[Cased], setup: str) -> dict[str, JsonValue]:
+    """Return the data that only the grader may see: all other cases."""
+    return {"cases": [*cases[VISIBLE:]], "check_setup": setup}
 
 
 def imports_of(source: str) -> str:
     """Return the import statements at the top of a module: what its tests may use without importing it themselves."""
-    return "\n".join(ast.unparse(one) for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom)))
+    return "\n".join(
+        ast.unparse(one) for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom))
+    )

@@ -7,7 +7,6 @@ import hashlib
 from agentgym.task import Public, Task
 from agentgym.types import Split
 
-
 DEFAULT_FILE = "solution.py"
 
 

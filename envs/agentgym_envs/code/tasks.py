@@ -10,7 +10,6 @@ from agentgym.errors import TaskError, UnknownNameError
 from agentgym.task import TaskSet
 from agentgym_envs.code import exercism, humaneval, mbpp, procedural, repair
 
-
 GENERATED = ("repair", "functions")
 _LOADERS: dict[str, Callable[[Path], TaskSet]] = {
     "mbpp": mbpp.tasks,
