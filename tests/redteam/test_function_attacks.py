@@ -1,0 +1,195 @@
+"""Attacks on verdicts about functions: each fools a naive grader and scores nothing with the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from agentgym.graders.function import FunctionGrader
+from agentgym.sandbox import SandboxBackend, SandboxSpec
+from agentgym.task import Hidden, Public, Task
+from agentgym.types import Submission, Verdict
+
+CASES = [(x, x * x - 3) for x in (0, 2, 5, 9, 14)]
+Naive = Callable[[SandboxBackend, str], bool]
+
+
+def square_task() -> Task:
+    cases = [{"call": f"f({x})", "expected": want} for x, want in CASES]
+    return Task(
+        id="square",
+        split="train",
+        public=Public(
+            prompt="Write f.", data={"examples": [*cases[:1]], "entry": ["f"], "case_s": 0.5, "total_s": 2.0}
+        ),
+        hidden=Hidden(data={"cases": [*cases[1:]]}),
+    )
+
+
+def judged(backend: SandboxBackend, *files: str) -> Verdict:
+    submission = Submission(files={f"file{index}.py": text for index, text in enumerate(files)})
+    return FunctionGrader().grade(square_task(), submission, backend)
+
+
+def run(backend: SandboxBackend, script: str) -> tuple[int | None, str]:
+    with backend.start(SandboxSpec()) as box:
+        result = box.exec(["python3", "-I", "-c", script], timeout=20)
+    return result.exit_code, result.stdout.decode("utf-8", "replace")
+
+
+def by_exit_code(backend: SandboxBackend, code: str) -> bool:
+    tests = "\n".join(f"assert f({x}) == {want}" for x, want in CASES)
+    return run(backend, f"{code}\n{tests}\n")[0] == 0
+
+
+def by_output(backend: SandboxBackend, code: str) -> bool:
+    tests = "\n".join(f"print('PASSED' if f({x}) == {want} else 'FAILED', {x})" for x, want in CASES)
+    lines = run(backend, f"{code}\n{tests}\n")[1].splitlines()
+    return all(f"PASSED {x}" in lines for x, _ in CASES)
+
+
+def by_a_loop_beside_the_code(backend: SandboxBackend, code: str) -> bool:
+    harness = f"cases = {CASES!r}\ndef main():\n    for x, want in cases:\n        assert f(x) == want\nmain()\n"
+    return run(backend, f"{code}\n{harness}")[0] == 0
+
+
+def by_a_verdict_on_a_descriptor(backend: SandboxBackend, code: str) -> bool:
+    harness = f"ok = all(f(x) == want for x, want in {CASES!r})\nos.write(verdict, b'1' if ok else b'0')\n"
+    return run(backend, f"import os\nverdict = os.dup(1)\n{code}\n{harness}")[1][:1] == "1"
+
+
+def by_visible_examples(backend: SandboxBackend, code: str) -> bool:
+    return run(backend, f"{code}\nassert f({CASES[0][0]}) == {CASES[0][1]}\n")[0] == 0
+
+
+FAKE_LINES = "".join(f"print('PASSED {x}')\n" for x, _ in CASES)
+WRITE_EVERYWHERE = """
+import os
+for name in list(range(64)) + [f"/proc/{os.getppid()}/fd/{n}" for n in range(16)]:
+    try: os.write(name if isinstance(name, int) else os.open(name, os.O_WRONLY), DATA)
+    except OSError: pass
+"""
+AGREEABLE = "class A:\n    def __eq__(self, other): return True\n    __hash__ = None\n"
+
+ATTACKS: Sequence[tuple[str, Naive, str]] = [
+    ("an object that equals everything", by_exit_code, AGREEABLE + "def f(x): return A()"),
+    ("a number that equals everything", by_exit_code, "class A(int):\n    def __eq__(s, o): return True\ndef f(x): return A()"),
+    ("an equality that answers with an object", by_output, "class A:\n    def __eq__(s, o): return s\ndef f(x): return A()"),
+    ("exit at import", by_exit_code, "import os; os._exit(0)"),
+    ("exit on call", by_exit_code, "import os\ndef f(x): os._exit(0)"),
+    ("polite exit at import", by_exit_code, "import sys; sys.exit(0)"),
+    ("polite exit on call", by_exit_code, "def f(x): raise SystemExit(0)"),
+    ("exit hook", by_exit_code, "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return None"),
+    ("exception hook", by_exit_code, "import sys, os\nsys.excepthook = lambda *e: os._exit(0)\ndef f(x): return None"),
+    ("fake lines, then exit", by_output, FAKE_LINES + "import os, sys\nsys.stdout.flush()\nos._exit(0)"),
+    ("fake lines beside the true ones", by_output, FAKE_LINES + "def f(x): return None"),
+    ("a print that lies", by_output, "import builtins as b\np = b.print\nb.print = lambda *a: p('PASSED', a[-1])\ndef f(x): return 1"),
+    ("the caller's local variable", by_a_loop_beside_the_code, "import sys\ndef f(x): return sys._getframe(1).f_locals['want']"),
+    ("the caller's constants", by_exit_code, "import sys\ndef f(x):\n    k = sys._getframe(1).f_code.co_consts\n    return k[k.index(x) + 1] if x else -3"),
+    ("every object in memory", by_a_loop_beside_the_code, "import gc\ndef f(x):\n    return next(dict(o)[x] for o in gc.get_objects() if type(o) is list and o and type(o[0]) is tuple and len(o[0]) == 2 and o[0] == (0, -3))"),
+    ("the command line's text", by_exit_code, "import re\ntext = open('/proc/self/cmdline').read()\ndef f(x): return int(re.search(rf'assert f\\({x}\\) == (-?\\d+)', text)[1])"),
+    ("replaced builtins", by_a_verdict_on_a_descriptor, "import builtins\nbuiltins.all = lambda x: True\ndef f(x): return None"),
+    ("a verdict on every descriptor", by_a_verdict_on_a_descriptor, WRITE_EVERYWHERE.replace("DATA", "b'1'") + "def f(x): return None"),
+    ("answers for others on every descriptor", by_a_verdict_on_a_descriptor, WRITE_EVERYWHERE.replace("DATA", "b'1 [\"value\",[\"i\",\"1\"]]\\n'") + "def f(x): return None"),
+    ("the visible example by heart", by_visible_examples, "def f(x): return {0: -3}.get(x)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("naive", "code"), [pytest.param(n, c, id=name) for name, n, c in ATTACKS])
+def test_an_attack_that_fools_a_naive_grader_scores_nothing(backend: SandboxBackend, naive: Naive, code: str) -> None:
+    assert naive(backend, code)
+    assert judged(backend, code).value == 0.0
+
+
+@pytest.mark.parametrize("naive", [by_exit_code, by_output, by_a_loop_beside_the_code, by_a_verdict_on_a_descriptor])
+def test_naive_graders_tell_right_from_plainly_wrong(backend: SandboxBackend, naive: Naive) -> None:
+    assert naive(backend, "def f(x): return x * x - 3")
+    assert not naive(backend, "def f(x): return 0")
+
+
+def test_the_right_function_passes(backend: SandboxBackend) -> None:
+    assert judged(backend, "def f(x): return x * x - 3").passed
+
+
+RIGHT = "def f(x): return x * x - 3\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import os\nwhile True: os.fork()", id="fork bomb"),
+        pytest.param("x = 'a' * (1 << 33)", id="memory bomb"),
+        pytest.param("x = []\nwhile True: x.append('a' * (1 << 20))", id="slow memory bomb"),
+        pytest.param("import os\nos.kill(-1, 9)", id="kill everything"),
+        pytest.param("import os\nos.kill(os.getppid(), 9)", id="kill the runner"),
+        pytest.param("import os\nos.kill(os.getppid(), 19)", id="stop the runner"),
+        pytest.param("import os\nos.kill(1, 9)\ndef f(x): return 0", id="kill the first process"),
+        pytest.param("import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(99)", id="sleeper"),
+        pytest.param("import sys\nwhile True: sys.stdout.write('x' * (1 << 16))", id="flood"),
+        pytest.param("class SandboxError(Exception): pass\nraise SandboxError('the host is gone')", id="fake failure"),
+        pytest.param("raise MemoryError", id="fake memory error"),
+        pytest.param("import os\nos._exit(125)", id="the exit code of a broken sandbox"),
+        pytest.param("def f(x): return '{}'.format(f)", id="format string"),
+        pytest.param('def f(x): return \'__import__("os").system("id")\'', id="text that looks like code"),
+        pytest.param("def f(x): return {}", id="empty object"),
+        pytest.param("def f(x): return None", id="null"),
+        pytest.param("def f(x): return (x * x - 3, 'or', 0)", id="a choice of answers"),
+        pytest.param("def f(x): return float(x * x - 3)", id="another numeric type"),
+        pytest.param("def f(x): return float('nan')", id="not a number"),
+        pytest.param("def f(x): return 10 ** 10 ** 6", id="huge integer"),
+        pytest.param("x = []\nfor _ in range(10 ** 6): x = [x]\ndef f(_): return x", id="bottomless list"),
+    ],
+)
+def test_a_submission_that_breaks_its_judging_or_answers_nonsense_is_scored_and_scores_nothing(
+    backend: SandboxBackend, code: str
+) -> None:
+    verdict = judged(backend, code if "def f" in code else code + "\n" + RIGHT)
+    assert verdict.value == 0.0
+    assert verdict.error is None
+
+
+def test_right_answers_forged_on_every_descriptor_do_not_help_a_wrong_function(backend: SandboxBackend) -> None:
+    forged = "".join(f'{i} ["value",["i","{want:x}"]]\\n' for i, (_, want) in enumerate(CASES))
+    code = WRITE_EVERYWHERE.replace("DATA", f"b'{forged}'")
+    assert judged(backend, code + "def f(x): return 0").value == 0.0
+
+
+def test_what_a_background_process_does_after_the_answer_changes_nothing(backend: SandboxBackend) -> None:
+    code = (
+        "import os, time\n"
+        "def f(x):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        time.sleep(60)\n"
+        "    return x * x - 3\n"
+    )
+    assert judged(backend, code).passed
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ["conftest.py", "sitecustomize.py", "usercustomize.py", "json.py", "os.py", "select.py", "time.py", "encodings.py"],
+)
+def test_files_planted_in_the_working_directory_are_never_imported(backend: SandboxBackend, planted: str) -> None:
+    plant = (
+        f"import os\nfor place in ('.', '/tmp', os.path.expanduser('~')):\n"
+        f"    try: open(os.path.join(place, {planted!r}), 'w').write('import os; os._exit(0)')\n"
+        f"    except OSError: pass\n"
+    )
+    assert judged(backend, plant + RIGHT).passed
+    assert judged(backend, plant + "def f(x): return 0").value == 0.0
+
+
+def test_handing_in_several_files_is_not_an_answer(backend: SandboxBackend) -> None:
+    assert judged(backend, RIGHT, "raise SystemExit(0)").level == "empty"
+
+
+def test_one_verdict_leaves_nothing_for_the_next(backend: SandboxBackend) -> None:
+    leave = "import os\nfor d in ('/tmp', '/dev/shm', '.'):\n    try: open(d + '/left', 'w').write('x')\n    except OSError: pass\n"
+    look = (
+        "import os\ndef f(x):\n"
+        "    return x * x - 3 if not any(os.path.exists(d + '/left') for d in ('/tmp', '/dev/shm', '.')) else 0\n"
+    )
+    judged(backend, leave + RIGHT)
+    assert judged(backend, look).passed
