@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from agentgym.env import Submit, tool
+from agentgym.env import tool
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.testing import ToyEnv
-from agentgym.types import Message, Submission, Verdict
+from agentgym.types import Message, Submission, Trust, Verdict
 from agentgym.validate import Validation, rounds, validate
 
 GOLD = "gold-answer-of-many-letters"
@@ -91,15 +91,10 @@ class TakesEmpty(GoldEnv):
 
 
 class TakesSilence(GoldEnv):
-    """Saying nothing hands in what is right."""
+    """Saying nothing wins."""
 
-    @tool
-    def hold(self) -> str:
-        """Wait."""
-        return "waiting"
-
-    def on_text(self, text: str) -> str:
-        raise Submit(GOLD)
+    def _judge(self, submission: Submission | None) -> Verdict:
+        return Verdict(value=1.0, level="passed", trust=Trust.RPC) if submission is None else super()._judge(submission)
 
 
 class TellsInPrompt(GoldEnv):
@@ -122,8 +117,6 @@ class TellsInFeedback(GoldEnv):
     """The verdict's feedback tells."""
 
     def grade(self, task: Task, submission: Submission) -> Verdict | bool | float:
-        from agentgym.types import Trust
-
         right = submission.answer == GOLD
         return Verdict(
             value=float(right), level="passed" if right else "failed", trust=Trust.RPC, feedback=f"wanted {GOLD}"
@@ -133,8 +126,8 @@ class TellsInFeedback(GoldEnv):
 class TellsInInfo(GoldEnv):
     """The info tells."""
 
-    def reset(self, **options: Any) -> Any:
-        observation, info = super().reset(**options)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
         return observation, {**info, "answer": self._full_task.hidden.data["answer"]}
 
 
@@ -154,6 +147,7 @@ class NeverEnds(GoldEnv):
         pytest.param(SilentOracle, "oracle has a script", id="raising-oracle"),
         pytest.param(Moody, "oracle repeats", id="moody-grader"),
         pytest.param(Generous, "spam of answer scores 0", id="generous-grader"),
+        pytest.param(TakesSilence, "no-op scores 0", id="silence-rewarded"),
         pytest.param(TakesEmpty, "empty submission scores 0", id="empty-accepted"),
         pytest.param(TellsInPrompt, "nothing hidden is shown", id="prompt-tells"),
         pytest.param(TellsInTool, "nothing hidden is shown", id="tool-tells"),
@@ -166,12 +160,6 @@ def test_a_dishonest_environment_is_found_out(env: type[ToyEnv], check: str) -> 
     found = validated(env)
     assert not found.passed
     assert found.failed(check), found.findings
-
-
-def test_an_environment_whose_silence_is_rewarded_is_found_out() -> None:
-    found = validated(TakesSilence)
-    assert not found.passed
-    assert {"no-op scores 0"} <= {one.check for one in found.findings}
 
 
 def test_what_the_agent_said_itself_and_what_is_public_is_no_leak() -> None:
