@@ -13,6 +13,7 @@ from pathlib import Path
 from agentgym import errors
 from agentgym.errors import SandboxError
 from agentgym.sandbox import SandboxSpec
+from agentgym_sandboxes._command import ENTER
 from agentgym_sandboxes._scratch import AGENT_ID, Scratch, create
 
 WORKDIR = "/workspace"
@@ -28,8 +29,7 @@ _HINT = "or write `trusted: true` to run without isolation"
 # The shell is PID 1 of the namespace: it reaps orphans, tells signals apart, and when it ends the kernel has killed
 # everything else before bwrap's wait returns. Its own stderr is shut so that it adds no "Killed" to the command's.
 _INIT = (
-    'cd -- "$0" 2>/dev/null || { echo "cannot enter the folder $0" >&2; exit 126; }; '
-    "{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; "
+    f"{ENTER} {{ echo 1000 >/proc/self/oom_score_adj; }} 2>/dev/null; "
     'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); exit $?'
 )
 

@@ -9,6 +9,11 @@ from agentgym.errors import CapabilityError
 
 AGENT = "agent"
 """The name of the sandbox's only user."""
+_LONGEST_WORD = 128 * 1024 - 1
+_LONGEST_COMMAND = 1 << 20
+
+# $0 is the folder, the rest is the command; the caller's own shell or the runtime tells how that ended.
+ENTER = 'cd -- "$0" 2>/dev/null || { echo "cannot enter the folder $0" >&2; exit 126; }; '
 
 
 def words(command: str | Sequence[str]) -> list[str]:
@@ -20,8 +25,12 @@ def words(command: str | Sequence[str]) -> list[str]:
     argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
     if not argv or not argv[0]:
         raise ValueError("the command is empty: give an argument vector or a script")
-    if any("\0" in word for word in argv):
-        raise ValueError("the command holds a NUL character, which no argument can carry: pass such data by stdin")
+    sizes = [len(_utf8(word, "the command")) for word in argv]
+    if max(sizes) > _LONGEST_WORD or sum(sizes) > _LONGEST_COMMAND:
+        raise ValueError(
+            f"the command has {sum(sizes)} bytes, its longest word {max(sizes)}, of at most {_LONGEST_COMMAND} and "
+            f"{_LONGEST_WORD}: pass the data by stdin or in a file"
+        )
     return argv
 
 
@@ -30,6 +39,8 @@ def variables(env: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in (env or {}).items():
         if not name or "=" in name or "\0" in name + value:
             raise ValueError(f"{name!r} cannot be an environment variable: no '=' or NUL in names, no NUL in values")
+        if len(_utf8(name + value, "an environment variable")) >= _LONGEST_WORD:
+            raise ValueError(f"the environment variable {name!r} is longer than {_LONGEST_WORD} bytes")
     return dict(env or {})
 
 
@@ -46,6 +57,16 @@ def absolute(path: str, workdir: str) -> str:
     '/workspace/a/b'
     """
     joined = posixpath.join(workdir, path)
-    if "\0" in joined or ".." in joined.split("/"):
-        raise ValueError(f"{path!r} is not a plain path: it must hold no '..' and no NUL")
+    if ".." in joined.split("/"):
+        raise ValueError(f"the path {path!r} must hold no '..'")
+    _utf8(joined, "the path")
     return "/" + "/".join(part for part in joined.split("/") if part not in ("", "."))
+
+
+def _utf8(text: str, what: str) -> bytes:
+    if "\0" in text:
+        raise ValueError(f"{what} holds a NUL character, which nothing can carry but stdin and files")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode: {text[:80]!r}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from agentgym.sandbox import Capability, ExecResult, SandboxSpec, require
 from agentgym_sandboxes import _bwrap, _run, _scratch
 from agentgym_sandboxes._command import absolute, refuse_user, variables, words
 from agentgym_sandboxes._files import Folder
+from agentgym_sandboxes._lifetime import Lifetime
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +104,9 @@ class ProcessSandbox:
         self._spec = spec
         self._isolated = isolated
         self._forget = forget
-        self._ends = time.monotonic() + spec.ttl_s
+        self._lifetime = Lifetime(scratch.id, spec.ttl_s)
         self._idle = threading.Condition()
         self._running: set[_run.Launch] = set()
-        self._closed = False
         uid = scratch.uid if isolated else None
         tmp = "/tmp" if isolated else str(scratch.tmp)
         self._folders = {self.workdir: Folder(scratch.work, uid), tmp: Folder(scratch.tmp, uid)}
@@ -125,13 +124,13 @@ class ProcessSandbox:
     ) -> ExecResult:
         """Run a command; see `agentgym.sandbox.Sandbox`."""
         refuse_user(user, ProcessBackend.name)
-        left = min(timeout, self._seconds_left())
+        left = min(timeout, self._lifetime.left())
         where = absolute(cwd or self.workdir, self.workdir)
         launch = self._launch(words(command), where, variables(env), bool(stdin))
         try:
             return _run.run(launch, stdin, left, output_limit)
         except SandboxError as error:
-            if self._closed:
+            if self._lifetime.closed:
                 raise SandboxError(f"sandbox {self.id} was closed while a command ran in it") from error
             raise
         finally:
@@ -167,7 +166,7 @@ class ProcessSandbox:
     def close(self) -> None:
         """Kill what runs, wait for its end and delete the folder."""
         with self._idle:
-            self._closed = True
+            self._lifetime.closed = True
             for launch in self._running:
                 launch.abort()
             if not self._idle.wait_for(lambda: not self._running, timeout=20):
@@ -185,8 +184,7 @@ class ProcessSandbox:
 
     def _launch(self, argv: list[str], cwd: str, env: dict[str, str], stdin: bool) -> _run.Launch:
         with self._idle:
-            if self._closed:
-                raise SandboxError(f"sandbox {self.id} is closed")
+            self._lifetime.left()
             if self._isolated:
                 build = partial(_bwrap.command, self._scratch, self._spec, argv, cwd, env)
                 launch = _run.start_isolated(build, self._scratch.uid, stdin=stdin)
@@ -198,18 +196,9 @@ class ProcessSandbox:
         return launch
 
     def _place(self, path: str) -> tuple[Folder, tuple[str, ...]]:
-        self._seconds_left()
+        self._lifetime.left()
         whole = absolute(path, self.workdir)
         for top, folder in self._folders.items():
             if whole.startswith(top + "/") or whole == top:
                 return folder, tuple(whole[len(top) + 1 :].split("/")) if whole != top else ()
         raise ValueError(f"{path!r} is outside of {' and '.join(self._folders)}, where this sandbox keeps files")
-
-    def _seconds_left(self) -> float:
-        left = self._ends - time.monotonic()
-        if left <= 0 and not self._closed:
-            self.close()
-        if self._closed:
-            why = "has ended: its ttl_s is over" if left <= 0 else "is closed"
-            raise SandboxError(f"sandbox {self.id} {why}")
-        return left

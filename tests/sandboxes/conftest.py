@@ -20,7 +20,16 @@ def _process() -> SandboxBackend:
     return ProcessBackend()
 
 
-BACKENDS = [pytest.param(_process, id="process")]
+def _docker() -> SandboxBackend:
+    from agentgym_sandboxes.docker import DockerBackend
+
+    return DockerBackend()
+
+
+BACKENDS = [
+    pytest.param(_process, id="process"),
+    pytest.param(_docker, id="docker", marks=pytest.mark.docker),
+]
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
