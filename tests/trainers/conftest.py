@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from agentgym import registry
+from agentgym.recipe import Recipe
+from agentgym.run import RunDirectory
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.models import new_model
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.settings import ModelSettings
 
-from agentgym import registry
-from agentgym.recipe import Recipe
-from agentgym.run import RunDirectory
-
 CALCULATOR = "agentgym/Calculator-v0"
 TINY = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, context_length=256)
-Train = Callable[..., RunDirectory]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,46 +34,53 @@ def tiny() -> tuple[Any, ChatFormat]:
     return model, ChatFormat(tokenizer)
 
 
-def calculator_recipe(**sections: Any) -> Recipe:
-    """A recipe for the calculator; sections replace the defaults below, the trainer's one by one."""
-    trainer = {
-        "name": "native",
-        "model": {"vocab_size": 320, "context_length": 256},
-        "sft": {"steps": 0},
-        "checkpoint": {"every": 1000, "sft_every": 1000},
-    }
-    base: dict[str, Any] = {
-        "name": "calculator",
-        "environment": {"id": CALCULATOR},
-        "limits": {"concurrency": 256, "max_tokens_per_turn": 16, "max_tokens": 128},
-        "tasks": {"test": 100},
-    }
-    return Recipe.parse({**base, **sections, "trainer": {**trainer, **sections.get("trainer", {})}})
+class Lab:
+    """Trains on the calculator and reads what a run left behind."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+
+    @staticmethod
+    def recipe(**sections: Any) -> Recipe:
+        """A recipe for the calculator; sections replace the defaults below, the trainer's one by one."""
+        trainer = {
+            "name": "native",
+            "model": {"vocab_size": 320, "context_length": 256},
+            "sft": {"steps": 0},
+            "checkpoint": {"every": 1000, "sft_every": 1000},
+        }
+        base: dict[str, Any] = {
+            "name": "calculator",
+            "environment": {"id": CALCULATOR},
+            "limits": {"concurrency": 256, "max_tokens_per_turn": 16, "max_tokens": 128},
+            "tasks": {"test": 100},
+        }
+        return Recipe.parse({**base, **sections, "trainer": {**trainer, **sections.get("trainer", {})}})
+
+    def train(self, **sections: Any) -> RunDirectory:
+        """Train a recipe made of sections from its beginning."""
+        recipe = self.recipe(**sections)
+        run = RunDirectory.create(self._folders.mktemp("runs"), recipe, name="run")
+        NativeTrainer().train(recipe.prepare(), run, resume=False)
+        return run
+
+    @staticmethod
+    def held_out(run: RunDirectory) -> list[float]:
+        """The held-out pass rates of a run, in order; the first is from before the policy phase."""
+        return [line["eval/pass@1"] for line in run.metrics() if "eval/pass@1" in line]
+
+    @staticmethod
+    def column(run: RunDirectory, name: str) -> list[float]:
+        """One metric over the steps that have it."""
+        return [line[name] for line in run.metrics() if name in line]
+
+    @staticmethod
+    def newest_model(run: RunDirectory) -> Path:
+        """The Hugging Face folder of a run's last checkpoint."""
+        return max(run.checkpoints.glob("step-*")) / "model"
 
 
 @pytest.fixture(scope="session")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Return a function that trains a recipe made of sections and returns its run."""
-
-    def run(**sections: Any) -> RunDirectory:
-        recipe = calculator_recipe(**sections)
-        directory = RunDirectory.create(tmp_path_factory.mktemp("runs"), recipe, name="run")
-        NativeTrainer().train(recipe.prepare(), directory, resume=False)
-        return directory
-
-    return run
-
-
-def held_out(run: RunDirectory) -> list[float]:
-    """The held-out pass rates of a run, in order; the first one is from before policy training."""
-    return [line["eval/pass@1"] for line in run.metrics() if "eval/pass@1" in line]
-
-
-def column(run: RunDirectory, name: str) -> list[float]:
-    """One metric over the policy's steps."""
-    return [line[name] for line in run.metrics() if name in line]
-
-
-def newest_model(run: RunDirectory) -> Path:
-    """The Hugging Face folder of a run's last checkpoint."""
-    return max(run.checkpoints.glob("step-*")) / "model"
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A place to train in."""
+    return Lab(tmp_path_factory)

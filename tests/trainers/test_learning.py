@@ -1,0 +1,79 @@
+"""Training a transformer of 0.3M parameters on the calculator does what each method promises, and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from agentgym import registry
+from agentgym_envs.calculator import calculator_tasks
+from agentgym_trainers.advantages import Credit, grpo
+
+pytestmark = [pytest.mark.learning, pytest.mark.timeout(900)]
+
+LADDER = {"no_submission": 0.0, "failed": 0.0, "passed": 1.0}
+HARD_SHARE = {"mixed": 0.3, "plain": 0.0, "hard": 1.0}
+
+
+def flipped(credit: Credit) -> Tensor:
+    """GRPO with the wrong sign."""
+    return -grpo(credit)
+
+
+def environment(name: str) -> dict[str, Any]:
+    return {"id": f"tests/Calculator-{name}-v0"}
+
+
+@pytest.fixture(scope="module")
+def warm(lab: Any) -> Path:
+    """A model warmed up on demonstrations of which half answer too early; `@` is only ever solved under a hint."""
+    registry.add("advantages", "flipped", flipped)
+    for name, share in HARD_SHARE.items():
+        tasks = calculator_tasks(train=1200, validation=0, test=100, hard_share=share)
+        registry.register(environment(name)["id"], "agentgym_envs.calculator:CalculatorEnv", tasks=tasks, max_turns=6)
+    sft = {"steps": 330, "demonstrations": 1200, "hinted_share": 0.5}
+    model: Path = lab.newest_model(
+        lab.train(environment=environment("mixed"), trainer={"sft": sft, "policy": {"steps": 0}})
+    )
+    return model
+
+
+def improve(warm: Path, steps: int, **policy: Any) -> dict[str, Any]:
+    return {"model": {"path": str(warm), "context_length": 256}, "policy": {"steps": steps, **policy}}
+
+
+def test_held_out_pass_rate_rises_and_does_not_with_the_advantage_flipped(lab: Any, warm: Path) -> None:
+    right = lab.held_out(lab.train(environment=environment("plain"), trainer=improve(warm, 12)))
+    wrong = lab.held_out(lab.train(environment=environment("plain"), trainer=improve(warm, 12, advantage="flipped")))
+    assert right[-1] >= right[0] + 0.15
+    assert wrong[0] == right[0]
+    assert wrong[-1] <= wrong[0]
+
+
+def test_an_ungated_step_bonus_is_farmed_and_a_gated_one_is_not(lab: Any, warm: Path) -> None:
+    bonus = {"ladder": LADDER, "step_weights": {"valid_calls": 1.0}}
+    ungated = lab.train(
+        environment=environment("plain"), reward={"name": "ungated", "options": bonus}, trainer=improve(warm, 14)
+    )
+    gated = lab.train(
+        environment=environment("plain"),
+        reward={"name": "g_ra", "options": {**bonus, "threshold": 1.0}},
+        trainer=improve(warm, 14),
+    )
+    assert lab.column(ungated, "rollout/reward")[-1] > lab.column(ungated, "rollout/reward")[0] + 1.0
+    assert lab.held_out(ungated)[-1] < lab.held_out(ungated)[0] / 2
+    assert lab.held_out(gated)[-1] >= lab.held_out(gated)[0] + 0.15
+
+
+def test_guidance_solves_a_split_on_which_the_unguided_run_has_no_signal(lab: Any, warm: Path) -> None:
+    unguided = lab.train(environment=environment("hard"), trainer=improve(warm, 12))
+    assert set(lab.column(unguided, "rollout/pass_rate")) == {0.0}
+    assert lab.held_out(unguided)[-1] == 0.0
+    for ratio in ("true", "reset"):
+        guidance = {"name": "guide", "options": {"attempts": 4, "ratio": ratio}}
+        guided = lab.train(environment=environment("hard"), guidance=guidance, trainer=improve(warm, 12))
+        assert lab.held_out(guided)[0] == 0.0
+        assert lab.held_out(guided)[-1] >= 0.4
