@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from agentgym.errors import AgentgymError, UnknownNameError
 
@@ -39,6 +40,7 @@ _WORDS: dict[Kind, str] = {
     "trainers": "trainer",
 }
 KINDS: tuple[Kind, ...] = tuple(_WORDS)
+Class = TypeVar("Class", bound=type)
 _ENV_ID = re.compile(r"[\w-]+/[\w.-]+-v\d+")
 
 
@@ -66,8 +68,12 @@ def add(kind: Kind, name: str, target: str | Callable[..., Any], **defaults: Any
     _registered[kind][name] = _Entry(target, defaults)
 
 
-def register(env_id: str, target: str | Callable[..., Any], **defaults: Any) -> None:
-    """Register an environment under `namespace/Name-vN`, with us and with Gymnasium.
+@overload
+def register(env_id: str, target: str | Callable[..., Any], **defaults: Any) -> None: ...
+@overload
+def register(env_id: str, **defaults: Any) -> Callable[[Class], Class]: ...
+def register(env_id: str, target: str | Callable[..., Any] | None = None, **defaults: Any) -> Any:
+    """Register an environment under `namespace/Name-vN`, with us and with Gymnasium; without a target, decorate one.
 
     >>> register("docs/Nothing-v0", "agentgym.env:AgentEnv")
     >>> register("nothing", "agentgym.env:AgentEnv")
@@ -76,8 +82,16 @@ def register(env_id: str, target: str | Callable[..., Any], **defaults: Any) -> 
     """
     if not _ENV_ID.fullmatch(env_id):
         raise AgentgymError(f"wanted an environment id like 'mine/Name-v0', found {env_id!r}")
+    if target is None:
+        return partial(_register_class, env_id, defaults)
     add("envs", env_id, target, **defaults)
     _tell_gymnasium(env_id)
+    return None
+
+
+def _register_class(env_id: str, defaults: Mapping[str, Any], owner: Class) -> Class:
+    register(env_id, owner, **defaults)
+    return owner
 
 
 def names(kind: Kind) -> list[str]:
@@ -117,12 +131,11 @@ def create(kind: Kind, name: str, **options: Any) -> Any:
 
 
 def make(env_id: str, **options: Any) -> Any:
-    r"""Build a registered environment, without Gymnasium's wrappers.
+    """Build a registered environment, without Gymnasium's wrappers.
 
-    >>> make("agentgym/Cod-v0")
+    >>> make("agentgym/Cod-v0")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    agentgym.errors.UnknownNameError: no environment is registered as 'agentgym/Cod-v0'; did you mean \
-'agentgym/Code-v0'?
+    agentgym.errors.UnknownNameError: no environment is registered as 'agentgym/Cod-v0'; did you mean 'agentgym/...
     """
     return create("envs", env_id, **options)
 

@@ -20,6 +20,15 @@ def test_an_environment_registered_by_its_class_is_made_with_options() -> None:
     assert registry.make("test/Made-v0", max_turns=5).max_turns == 5
 
 
+def test_a_class_may_be_registered_by_a_decorator() -> None:
+    @registry.register("test/Decorated-v0", max_turns=2)
+    class Decorated(ToyEnv):
+        """The toy."""
+
+    assert type(registry.make("test/Decorated-v0")) is Decorated
+    assert registry.make("test/Decorated-v0").max_turns == 2
+
+
 def test_gymnasium_makes_our_environments_too() -> None:
     registry.register("test/Gym-v0", "agentgym.testing:ToyEnv")
     made = gymnasium.make("test/Gym-v0", max_turns=2)
