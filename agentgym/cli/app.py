@@ -1,0 +1,178 @@
+"""The commands and what they say about themselves; each does its work in a module of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from agentgym.cli.console import errors
+
+app = typer.Typer(
+    name="agentgym",
+    help="Train and evaluate language-model agents on tasks with verifiable rewards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Env = Annotated[str, typer.Argument(help="A registered id, a Python file, or FILE.py:Class.", show_default=False)]
+Options = Annotated[
+    Optional[list[str]],  # noqa: UP045 -- read by typer at run time
+    typer.Argument(metavar="[KEY=VALUE]…", help="Options of the environment, or overrides of the recipe."),
+]
+Load = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--load", help="A Python file to run first, such as one that registers an environment."),
+]
+SandboxName = Annotated[str, typer.Option("--sandbox", help="Where agent code runs.")]
+Trusted = Annotated[bool, typer.Option("--trusted", help="Run trusted code without isolation if there is none.")]
+RunFolder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--run", help="The run's folder; by default a new one below runs/.", show_default=False),
+]
+Seed = Annotated[int, typer.Option(help="What all random draws derive from.")]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens below.")] = False,
+) -> None:
+    errors.debug = debug
+    errors.log("DEBUG" if debug else "INFO" if verbose else "ERROR")
+
+
+@app.command()
+def envs(load: Load = None) -> None:
+    """List the environments that are installed.
+
+    Example: `agentgym envs`
+    """
+    from agentgym.cli import environments
+
+    environments.run(load or [])
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Such as my-env.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--in", help="Where to write.")] = Path(),
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Begin with a shell in a sandbox.")] = False,
+) -> None:
+    """Write a new environment of at most 30 lines, and its test.
+
+    Example: `agentgym new my-env`
+    """
+    from agentgym.cli import author
+
+    author.new(name, folder, sandbox)
+
+
+@app.command()
+def play(
+    env: Env,
+    options: Options = None,
+    task: Annotated[Optional[str], typer.Option(help="A task's id; by default the seed picks.")] = None,  # noqa: UP045
+    hint: Annotated[bool, typer.Option("--hint", help="Show the task's strongest hint.")] = False,
+    seed: Seed = 0,
+    load: Load = None,
+    sandbox: SandboxName = "process",
+    trusted: Trusted = False,
+) -> None:
+    """Be the agent: type messages, see what the environment answers.
+
+    A message is a line, or a fenced block from its opening to its closing fence.
+
+    Example: `agentgym play agentgym/Calculator-v0`
+    """
+    from agentgym.cli import terminal
+    from agentgym.cli.places import Place
+
+    terminal.play(Place(env, options or [], load or [], sandbox, trusted), task, hint, seed)
+
+
+@app.command()
+def validate(
+    env: Env,
+    options: Options = None,
+    sample: Annotated[Optional[int], typer.Option(min=1, help="Check so many tasks, drawn by --seed.")] = None,  # noqa: UP045
+    split: Annotated[Optional[str], typer.Option(help="Check one split only.")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="Write the findings to this file too.")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    load: Load = None,
+    sandbox: SandboxName = "process",
+    trusted: Trusted = False,
+) -> None:
+    """Check every task: the expert scores 1, ignorance scores 0, nothing hidden shows. Exit code 1 if not.
+
+    Example: `agentgym validate agentgym/Code-v0 --sample 20`
+    """
+    from agentgym.cli import author
+    from agentgym.cli.places import Place
+
+    author.validate(Place(env, options or [], load or [], sandbox, trusted), sample, split, json, seed)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Optional[Path], typer.Argument(help="A YAML file.", show_default=False)] = None,  # noqa: UP045
+    options: Options = None,
+    run: RunFolder = None,
+    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run.", show_default=False)] = None,  # noqa: UP045
+    load: Load = None,
+) -> None:
+    """Train an agent as a recipe says; overrides come after it. `--resume RUN` needs no recipe.
+
+    Example: `agentgym train recipe.yaml trainer.policy.steps=50 seed=1 --run runs/first`
+    """
+    from agentgym.cli import training
+
+    training.run(recipe, options or [], run, resume, load or [])
+
+
+@app.command(name="eval")
+def evaluate(
+    env: Annotated[str, typer.Argument(help="A recipe, an environment's id, or a Python file.", show_default=False)],
+    options: Options = None,
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="oracle, noop, spam[:TOOL], random, replay:FILE, checkpoint:PATH.")
+    ] = "oracle",
+    split: Annotated[Optional[str], typer.Option(help="Which tasks; by default the recipe's, or test.")] = None,  # noqa: UP045
+    attempts: Annotated[Optional[int], typer.Option("--attempts", "-k", min=1, help="Per task.")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Only so many tasks.")] = None,  # noqa: UP045
+    temperature: Annotated[Optional[float], typer.Option(min=0.0, help="Of sampling; 0 is greedy.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(min=0, help="By default the recipe's, or 0.")] = None,  # noqa: UP045
+    run: RunFolder = None,
+    load: Load = None,
+    sandbox: SandboxName = "process",
+    trusted: Trusted = False,
+) -> None:
+    """Evaluate a policy on held-out tasks: pass@1 and pass@k with 95% intervals, kept in a run folder.
+
+    Example: `agentgym eval agentgym/Code-v0 --policy checkpoint:runs/first --attempts 4`
+    """
+    from agentgym.cli import evaluation
+    from agentgym.cli.places import Place
+
+    wanted = evaluation.Wanted(policy, split, attempts, limit, temperature, seed, run)
+    evaluation.run(Place(env, options or [], load or [], sandbox, trusted), wanted)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    task: Annotated[Optional[str], typer.Option(help="Show the transcripts of this task.")] = None,  # noqa: UP045
+    step: Annotated[Optional[int], typer.Option(help="Of this step; by default the last.")] = None,  # noqa: UP045
+    attempt: Annotated[Optional[int], typer.Option(help="Only this attempt.")] = None,  # noqa: UP045
+) -> None:
+    """Show what a run did: where it came from, its curves, its best and worst attempts, or a task's transcripts.
+
+    Example: `agentgym show runs/first --task repair-12`
+    """
+    from agentgym.cli import showing
+
+    showing.run(run, task, step, attempt)

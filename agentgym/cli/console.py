@@ -1,0 +1,52 @@
+"""Where words go: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class _Errors:
+    """How failures are told."""
+
+    debug = False
+
+    @cached_property
+    def console(self) -> Console:
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def tell(self, sentence: str) -> None:
+        self.console.print("error:", style="bold red", end=" ")
+        self.console.print(sentence, markup=False)
+
+    def log(self, level: str) -> None:
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+
+
+errors = _Errors()
+out = Console(highlight=False)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """Print one line as it is: no markup, no wrapping."""
+    out.print(text, style=style, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show bars on standard error while something takes longer than a moment."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=errors.console, transient=True) as bars:
+        yield bars

@@ -1,0 +1,90 @@
+"""`agentgym train`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from agentgym import registry
+from agentgym.cli.console import errors, out, progress, say
+from agentgym.cli.places import load_file
+from agentgym.cli.showing import show_curves
+from agentgym.errors import AgentgymError, RecipeError
+from agentgym.recipe import Recipe
+from agentgym.run import RunDirectory
+
+_WATCHED = ("rollout/pass_rate", "rollout/reward", "eval/pass@1", "train/loss", "sft/loss", "loss")
+
+
+def run(recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None,
+        load: Sequence[Path]) -> None:  # fmt: skip
+    """Train, and say where the results are."""
+    for file in load:
+        load_file(file)
+    chosen, kept = _begin(recipe, overrides, folder, resume)
+    prepared = chosen.prepare()
+    directory = kept or _create(chosen, folder)
+    say(f"training into {directory.path}")
+    trainer = registry.create("trainers", str(chosen.trainer.get("name", "native")))
+    with closing(prepared.backend), progress() as bars:
+        trainer.train(prepared, directory, resume=kept is not None, progress=_Report(bars))
+    show_curves(directory)
+    say(f"trajectories and transcripts: agentgym show {directory.path}")
+
+
+def _begin(
+    recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None
+) -> tuple[Recipe, RunDirectory | None]:
+    if resume is None:
+        if recipe is None:
+            raise RecipeError("wanted a recipe to train, or --resume RUN to go on with a run")
+        return Recipe.load(recipe, overrides), None
+    if folder is not None:
+        raise RecipeError("--run names a new run and --resume an old one; give one of them")
+    kept = RunDirectory.open(resume)
+    if recipe is not None:
+        return Recipe.load(recipe, overrides), kept
+    return Recipe.parse(kept.manifest.recipe, str(resume / "manifest.json")), kept
+
+
+def _create(recipe: Recipe, folder: Path | None) -> RunDirectory:
+    if folder is None:
+        return RunDirectory.create("runs", recipe)
+    try:
+        return RunDirectory.create(folder.parent, recipe, name=folder.name)
+    except AgentgymError as error:
+        raise AgentgymError(f"{error}: agentgym train --resume {folder}") from error
+
+
+class _Report:
+    """Shows a trainer's progress: as bars to a person, as lines to a log."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, phase: str, done: int, total: int, metrics: Mapping[str, Any]) -> None:
+        note = _note(metrics)
+        if phase == "eval":
+            self._write(f"{phase} at step {done} of {total}: {note}", out.print)
+            return
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=total, note="")
+        self._bars.update(self._tasks[phase], completed=done, total=total, note=note)
+        if not errors.console.is_terminal and (done == total or done % max(1, total // 20) == 0):
+            self._write(f"{phase} {done}/{total}: {note}", out.print)
+
+    def _write(self, line: str, write: Callable[..., None]) -> None:
+        write(line, markup=False, soft_wrap=True)
+
+
+def _note(metrics: Mapping[str, Any]) -> str:
+    shown = {name: metrics[name] for name in _WATCHED if name in metrics}
+    shown = shown or {name: value for name, value in list(metrics.items())[:3] if isinstance(value, int | float)}
+    known = {name: value for name, value in shown.items() if not math.isnan(value)}
+    return ", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in known.items())
