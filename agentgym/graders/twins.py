@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from agentgym.graders.sources import parse
+
 _EQUALITIES = frozenset(
     ("assertEqual", "assertListEqual", "assertTupleEqual", "assertSetEqual", "assertDictEqual", "assertMultiLineEqual")
 ) | {"assertSequenceEqual", "assertIs", "assertCountEqual", "assertAlmostEqual"}
@@ -44,7 +46,7 @@ class Trial:
 
 def tests_of(source: str) -> list[tuple[str, str]]:
     """Return the class and name of every test method, in order, by reading the file and not by running it."""
-    classes = {one.name: one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)}
+    classes = {one.name: one for one in parse(source).body if isinstance(one, ast.ClassDef)}
     return [(name, method) for name in classes for method in _methods(name, classes)]
 
 
@@ -84,7 +86,7 @@ def trials(source: str, rng: random.Random) -> list[Trial]:
 
 
 def _alone(source: str, method: str) -> str:
-    module = ast.parse(source)
+    module = parse(source)
     module.body = [one for one in module.body if not _is_noise(one)]
     for one in module.body:
         if isinstance(one, ast.ClassDef):
@@ -108,10 +110,10 @@ def _is_test(node: ast.stmt) -> bool:
 
 
 def _twins(true: Trial, rng: random.Random) -> list[str]:
-    places = range(len(list(_assertions(_method(ast.parse(true.source), true)))))
+    places = range(len(list(_assertions(_method(parse(true.source), true)))))
     found = []
     for place in rng.sample(places, len(places)):
-        module = ast.parse(true.source)
+        module = parse(true.source)
         method = _method(module, true)
         assertion = list(_assertions(method))[place]
         if _negate(assertion, method, rng):
@@ -122,7 +124,7 @@ def _twins(true: Trial, rng: random.Random) -> list[str]:
 
 
 def _canary(true: Trial) -> str:
-    module = ast.parse(true.source)
+    module = parse(true.source)
     _method(module, true).body.append(ast.parse("self.assertTrue(False)").body[0])
     return ast.unparse(module)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
+from pydantic import JsonValue
 
 from agentgym.graders.function import FunctionGrader
 from agentgym.sandbox import SandboxBackend, SandboxSpec
@@ -16,12 +17,12 @@ Naive = Callable[[SandboxBackend, str], bool]
 
 
 def square_task() -> Task:
-    cases = [{"call": f"f({x})", "expected": want} for x, want in CASES]
+    cases: list[JsonValue] = [{"call": f"f({x})", "expected": want} for x, want in CASES]
     return Task(
         id="square",
         split="train",
         public=Public(
-            prompt="Write f.", data={"examples": [*cases[:1]], "entry": ["f"], "case_s": 0.5, "total_s": 2.0}
+            prompt="Write f.", data={"examples": [*cases[:1]], "entry": ["f"], "case_s": 1.0, "total_s": 4.0}
         ),
         hidden=Hidden(data={"cases": [*cases[1:]]}),
     )
@@ -72,31 +73,137 @@ for name in list(range(64)) + [f"/proc/{os.getppid()}/fd/{n}" for n in range(16)
 """
 AGREEABLE = "class A:\n    def __eq__(self, other): return True\n    __hash__ = None\n"
 
-ATTACKS: Sequence[tuple[str, Naive, str]] = [
-    ("an object that equals everything", by_exit_code, AGREEABLE + "def f(x): return A()"),
-    ("a number that equals everything", by_exit_code, "class A(int):\n    def __eq__(s, o): return True\ndef f(x): return A()"),
-    ("an equality that answers with an object", by_output, "class A:\n    def __eq__(s, o): return s\ndef f(x): return A()"),
-    ("exit at import", by_exit_code, "import os; os._exit(0)"),
-    ("exit on call", by_exit_code, "import os\ndef f(x): os._exit(0)"),
-    ("polite exit at import", by_exit_code, "import sys; sys.exit(0)"),
-    ("polite exit on call", by_exit_code, "def f(x): raise SystemExit(0)"),
-    ("exit hook", by_exit_code, "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return None"),
-    ("exception hook", by_exit_code, "import sys, os\nsys.excepthook = lambda *e: os._exit(0)\ndef f(x): return None"),
-    ("fake lines, then exit", by_output, FAKE_LINES + "import os, sys\nsys.stdout.flush()\nos._exit(0)"),
-    ("fake lines beside the true ones", by_output, FAKE_LINES + "def f(x): return None"),
-    ("a print that lies", by_output, "import builtins as b\np = b.print\nb.print = lambda *a: p('PASSED', a[-1])\ndef f(x): return 1"),
-    ("the caller's local variable", by_a_loop_beside_the_code, "import sys\ndef f(x): return sys._getframe(1).f_locals['want']"),
-    ("the caller's constants", by_exit_code, "import sys\ndef f(x):\n    k = sys._getframe(1).f_code.co_consts\n    return k[k.index(x) + 1] if x else -3"),
-    ("every object in memory", by_a_loop_beside_the_code, "import gc\ndef f(x):\n    return next(dict(o)[x] for o in gc.get_objects() if type(o) is list and o and type(o[0]) is tuple and len(o[0]) == 2 and o[0] == (0, -3))"),
-    ("the command line's text", by_exit_code, "import re\ntext = open('/proc/self/cmdline').read()\ndef f(x): return int(re.search(rf'assert f\\({x}\\) == (-?\\d+)', text)[1])"),
-    ("replaced builtins", by_a_verdict_on_a_descriptor, "import builtins\nbuiltins.all = lambda x: True\ndef f(x): return None"),
-    ("a verdict on every descriptor", by_a_verdict_on_a_descriptor, WRITE_EVERYWHERE.replace("DATA", "b'1'") + "def f(x): return None"),
-    ("answers for others on every descriptor", by_a_verdict_on_a_descriptor, WRITE_EVERYWHERE.replace("DATA", "b'1 [\"value\",[\"i\",\"1\"]]\\n'") + "def f(x): return None"),
-    ("the visible example by heart", by_visible_examples, "def f(x): return {0: -3}.get(x)"),
-]  # fmt: skip
+ATTACKS = [
+    pytest.param(by_exit_code, AGREEABLE + "def f(x): return A()", id="an object that equals everything"),
+    pytest.param(
+        by_exit_code,
+        """
+class A(int):
+    def __eq__(s, o): return True
+def f(x): return A()
+""",
+        id="a number that equals everything",
+    ),
+    pytest.param(
+        by_output,
+        """
+class A:
+    def __eq__(s, o): return s
+def f(x): return A()
+""",
+        id="an equality that answers with an object",
+    ),
+    pytest.param(by_exit_code, "import os; os._exit(0)", id="exit at import"),
+    pytest.param(
+        by_exit_code,
+        """
+import os
+def f(x): os._exit(0)
+""",
+        id="exit on call",
+    ),
+    pytest.param(by_exit_code, "import sys; sys.exit(0)", id="polite exit at import"),
+    pytest.param(by_exit_code, "def f(x): raise SystemExit(0)", id="polite exit on call"),
+    pytest.param(
+        by_exit_code,
+        """
+import atexit, os
+atexit.register(os._exit, 0)
+def f(x): return None
+""",
+        id="exit hook",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import sys, os
+sys.excepthook = lambda *e: os._exit(0)
+def f(x): return None
+""",
+        id="exception hook",
+    ),
+    pytest.param(
+        by_output,
+        FAKE_LINES
+        + """
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+""",
+        id="fake lines, then exit",
+    ),
+    pytest.param(by_output, FAKE_LINES + "def f(x): return None", id="fake lines beside the true ones"),
+    pytest.param(
+        by_output,
+        """
+import builtins as b
+p = b.print
+b.print = lambda *a: p('PASSED', a[-1])
+def f(x): return 1
+""",
+        id="a print that lies",
+    ),
+    pytest.param(
+        by_a_loop_beside_the_code,
+        """
+import sys
+def f(x): return sys._getframe(1).f_locals['want']
+""",
+        id="the caller's local variable",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import sys
+def f(x):
+    k = sys._getframe(1).f_code.co_consts
+    return k[k.index(x) + 1] if x else -3
+""",
+        id="the caller's constants",
+    ),
+    pytest.param(
+        by_a_loop_beside_the_code,
+        """
+import gc
+def f(x):
+    lists = [one for one in gc.get_objects() if type(one) is list and one]
+    return next(dict(one)[x] for one in lists if type(one[0]) is tuple and one[0] == (0, -3))
+""",
+        id="every object in memory",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import re
+text = open('/proc/self/cmdline').read()
+def f(x): return int(re.search(rf'assert f\\({x}\\) == (-?\\d+)', text)[1])
+""",
+        id="the command line's text",
+    ),
+    pytest.param(
+        by_a_verdict_on_a_descriptor,
+        """
+import builtins
+builtins.all = lambda x: True
+def f(x): return None
+""",
+        id="replaced builtins",
+    ),
+    pytest.param(
+        by_a_verdict_on_a_descriptor,
+        WRITE_EVERYWHERE.replace("DATA", "b'1'") + "def f(x): return None",
+        id="a verdict on every descriptor",
+    ),
+    pytest.param(
+        by_a_verdict_on_a_descriptor,
+        WRITE_EVERYWHERE.replace("DATA", 'b\'1 ["value",["i","1"]]\\n\'') + "def f(x): return None",
+        id="answers for others on every descriptor",
+    ),
+    pytest.param(by_visible_examples, "def f(x): return {0: -3}.get(x)", id="the visible example by heart"),
+]
 
 
-@pytest.mark.parametrize(("naive", "code"), [pytest.param(n, c, id=name) for name, n, c in ATTACKS])
+@pytest.mark.parametrize(("naive", "code"), ATTACKS)
 def test_an_attack_that_fools_a_naive_grader_scores_nothing(backend: SandboxBackend, naive: Naive, code: str) -> None:
     assert naive(backend, code)
     assert judged(backend, code).value == 0.0
@@ -186,10 +293,8 @@ def test_handing_in_several_files_is_not_an_answer(backend: SandboxBackend) -> N
 
 
 def test_one_verdict_leaves_nothing_for_the_next(backend: SandboxBackend) -> None:
-    leave = "import os\nfor d in ('/tmp', '/dev/shm', '.'):\n    try: open(d + '/left', 'w').write('x')\n    except OSError: pass\n"
-    look = (
-        "import os\ndef f(x):\n"
-        "    return x * x - 3 if not any(os.path.exists(d + '/left') for d in ('/tmp', '/dev/shm', '.')) else 0\n"
-    )
+    places = "('/tmp', '/dev/shm', '.')"
+    leave = f"for d in {places}:\n    try: open(d + '/left', 'w').write('x')\n    except OSError: pass\n"
+    look = f"import os\nleft = any(os.path.exists(d + '/left') for d in {places})\nassert not left\n"
     judged(backend, leave + RIGHT)
-    assert judged(backend, look).passed
+    assert judged(backend, look + RIGHT).passed

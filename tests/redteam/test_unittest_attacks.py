@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -80,29 +80,169 @@ def f(x):
     os._exit(0)
 """
 
-ATTACKS: Sequence[tuple[str, Naive, str]] = [
-    ("exit at import", by_exit_code, "import os; os._exit(0)"),
-    ("polite exit at import", by_exit_code, "raise SystemExit(0)"),
-    ("exit on call", by_exit_code, "import os\ndef f(x): os._exit(0)"),
-    ("exit hook", by_exit_code, "import atexit, os\natexit.register(os._exit, 0)" + NOTHING),
-    ("skip from inside the code", by_exit_code, "import unittest\ndef f(x): raise unittest.SkipTest('no')"),
-    ("fake log, then exit", by_log, FAKE_LOG + "import os, sys\nsys.stdout.flush()\nos._exit(0)"),
-    ("fake log beside the true one", by_log, FAKE_LOG + NOTHING),
-    ("assertions that never fail", by_exit_code, PATCH_CASES + "for n in dir(C):\n    if n.startswith('assert') and n != 'assertRaises': setattr(C, n, lambda *a, **k: None)\nC.assertRaises = lambda s, e: unittest.mock.MagicMock()\nimport unittest.mock\nf = lambda x: [0, 0]"),
-    ("a failure that no one catches", by_exit_code, PATCH_CASES + "C.failureException = C._testMethodName = None\nimport os\nC.run = lambda self, result=None: result" + NOTHING),
-    ("results that record nothing", by_exit_code, "import unittest\nR = unittest.TestResult\nT = unittest.TextTestResult\nfor k in (R, T):\n    k.addFailure = k.addError = lambda self, *a: None" + NOTHING),
-    ("failures turned into successes", by_log, "import unittest\nT = unittest.TextTestResult\nT.addFailure = T.addError = lambda self, test, error: self.addSuccess(test)" + NOTHING),
-    ("a suite that is empty", by_exit_code, "import unittest\nunittest.TestSuite.run = lambda self, result, debug=False: result" + NOTHING),
-    ("a loader that finds nothing", by_exit_code, "import unittest\nunittest.TestLoader.getTestCaseNames = lambda self, c: []" + NOTHING),
-    ("expected failures", by_exit_code, "import unittest, sys\ndef f(x):\n    t = sys._getframe(1).f_locals['self']\n    t.__class__.__unittest_expecting_failure__ = True\n    type(t).__dict__[t._testMethodName].__unittest_expecting_failure__ = True\nrun = unittest.TestCase.run\ndef mark(self, result=None):\n    getattr(type(self), self._testMethodName).__unittest_expecting_failure__ = True\n    return run(self, result)\nunittest.TestCase.run = mark"),
-    ("an object that equals everything", by_exit_code, "class A:\n    def __eq__(s, o): return True\n    def __getitem__(s, i): return s\n    def __gt__(s, o): return True\n    def __str__(s): return 'negative'\ndef f(x):\n    if x < 0: raise ValueError('negative')\n    return A()"),
-    ("the expected value from the caller", by_exit_code, "import sys, ast\ndef f(x):\n    if x < 0: raise ValueError('negative')\n    g = sys._getframe(1)\n    if 'expected' in g.f_locals: return g.f_locals['expected']\n    k = [c for c in g.f_code.co_consts if c is not None and c != x]\n    t = [c for c in k if type(c) is tuple]\n    return list(t[0]) if t else ([x, 81] if 81 in k else [x, *[c for c in k if type(c) is int][-1:]])"),
-    ("a verdict on every descriptor", by_exit_code, FORGE),
-    ("a planted framework", by_exit_code, "import sys, types\nu = sys.modules['unittest']\nu.TestCase.__call__ = lambda self, result=None: result" + NOTHING),
-]  # fmt: skip
+ATTACKS = [
+    pytest.param(by_exit_code, "import os; os._exit(0)", id="exit at import"),
+    pytest.param(by_exit_code, "raise SystemExit(0)", id="polite exit at import"),
+    pytest.param(
+        by_exit_code,
+        """
+import os
+def f(x): os._exit(0)
+""",
+        id="exit on call",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import atexit, os
+atexit.register(os._exit, 0)
+"""
+        + NOTHING,
+        id="exit hook",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest
+def f(x): raise unittest.SkipTest('no')
+""",
+        id="skip from inside the code",
+    ),
+    pytest.param(
+        by_log,
+        FAKE_LOG
+        + """
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+""",
+        id="fake log, then exit",
+    ),
+    pytest.param(by_log, FAKE_LOG + "" + NOTHING, id="fake log beside the true one"),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest
+C = unittest.TestCase
+for n in dir(C):
+    if n.startswith('assert') and n != 'assertRaises': setattr(C, n, lambda *a, **k: None)
+C.assertRaises = lambda s, e: unittest.mock.MagicMock()
+import unittest.mock
+f = lambda x: [0, 0]
+""",
+        id="assertions that never fail",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest
+C = unittest.TestCase
+C.failureException = C._testMethodName = None
+import os
+C.run = lambda self, result=None: result
+"""
+        + NOTHING,
+        id="a failure that no one catches",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest
+R = unittest.TestResult
+T = unittest.TextTestResult
+for k in (R, T):
+    k.addFailure = k.addError = lambda self, *a: None
+"""
+        + NOTHING,
+        id="results that record nothing",
+    ),
+    pytest.param(
+        by_log,
+        """
+import unittest
+T = unittest.TextTestResult
+T.addFailure = T.addError = lambda self, test, error: self.addSuccess(test)
+"""
+        + NOTHING,
+        id="failures turned into successes",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest
+unittest.TestSuite.run = lambda self, result, debug=False: result
+"""
+        + NOTHING,
+        id="a suite that is empty",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest
+unittest.TestLoader.getTestCaseNames = lambda self, c: []
+"""
+        + NOTHING,
+        id="a loader that finds nothing",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import unittest, sys
+def f(x):
+    t = sys._getframe(1).f_locals['self']
+    t.__class__.__unittest_expecting_failure__ = True
+    type(t).__dict__[t._testMethodName].__unittest_expecting_failure__ = True
+run = unittest.TestCase.run
+def mark(self, result=None):
+    getattr(type(self), self._testMethodName).__unittest_expecting_failure__ = True
+    return run(self, result)
+unittest.TestCase.run = mark
+""",
+        id="expected failures",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+class A:
+    def __eq__(s, o): return True
+    def __getitem__(s, i): return s
+    def __gt__(s, o): return True
+    def __str__(s): return 'negative'
+def f(x):
+    if x < 0: raise ValueError('negative')
+    return A()
+""",
+        id="an object that equals everything",
+    ),
+    pytest.param(
+        by_exit_code,
+        """
+import sys, ast
+def f(x):
+    if x < 0: raise ValueError('negative')
+    g = sys._getframe(1)
+    if 'expected' in g.f_locals: return g.f_locals['expected']
+    k = [c for c in g.f_code.co_consts if c is not None and c != x]
+    t = [c for c in k if type(c) is tuple]
+    return list(t[0]) if t else ([x, 81] if 81 in k else [x, *[c for c in k if type(c) is int][-1:]])
+""",
+        id="the expected value from the caller",
+    ),
+    pytest.param(by_exit_code, FORGE, id="a verdict on every descriptor"),
+    pytest.param(
+        by_exit_code,
+        """
+import sys, types
+u = sys.modules['unittest']
+u.TestCase.__call__ = lambda self, result=None: result
+"""
+        + NOTHING,
+        id="a planted framework",
+    ),
+]
 
 
-@pytest.mark.parametrize(("naive", "code"), [pytest.param(n, c, id=name) for name, n, c in ATTACKS])
+@pytest.mark.parametrize(("naive", "code"), ATTACKS)
 def test_an_attack_that_fools_a_naive_grader_scores_nothing(backend: SandboxBackend, naive: Naive, code: str) -> None:
     assert naive(backend, code)
     assert judged(backend, code).value == 0.0
@@ -120,7 +260,8 @@ def test_the_right_module_passes_and_its_trust_is_that_of_twins(backend: Sandbox
 
 
 def test_a_test_without_an_expected_value_lowers_the_trust_and_still_counts(backend: SandboxBackend) -> None:
-    tests = "import unittest\nfrom answer import f\nclass T(unittest.TestCase):\n    def test_f(self):\n        g = f(2)\n        self.assertGreater(g[1], 3)\n"
+    head = "import unittest\nfrom answer import f\nclass T(unittest.TestCase):\n"
+    tests = head + "    def test_f(self):\n        g = f(2)\n        self.assertGreater(g[1], 3)\n"
     right = judged(backend, RIGHT, tests)
     assert (right.value, right.trust) == (1.0, Trust.SEPARATE)
     assert judged(backend, "import unittest\nunittest.TestCase.run = lambda s, r: None", tests).value == 0.0

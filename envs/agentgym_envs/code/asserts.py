@@ -8,6 +8,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
+from agentgym.graders.sources import parse
 from agentgym.graders.values import encode_literal
 
 Cased = dict[str, JsonValue]
@@ -48,12 +49,12 @@ def cases_of(statements: Iterable[ast.stmt], names: frozenset[str]) -> list[Case
 def _case(test: ast.expr, names: frozenset[str]) -> Cased | None:
     finder = _Calls(names)
     asked = cast(ast.expr, finder.visit(_copy(test)))
+    if any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(asked)):
+        raise Inexpressible(f"an assertion that passes the solution on as a value: {ast.unparse(test)!r}")
     if not finder.calls:
         if isinstance(test, ast.Constant) and test.value:
             return None
         raise Inexpressible(f"an assertion that does not call the solution: {ast.unparse(test)!r}")
-    if any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(asked)):
-        raise Inexpressible(f"an assertion that passes the solution on as a value: {ast.unparse(test)!r}")
     if len(finder.calls) == 1:
         call = ast.unparse(finder.calls[0])
     else:  # each is `_[index]`
@@ -143,7 +144,7 @@ def _copy(node: ast.expr) -> ast.expr:
 def defined(source: str) -> frozenset[str]:
     """Return the names of the functions and classes, and of the other names, that a module defines at its top."""
     found: set[str] = set()
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found.add(node.name)
         elif isinstance(node, ast.Assign):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from agentgym.graders.sources import parse
 from agentgym.graders.twins import tests_of
 from agentgym.task import Hidden, Public, Task
 from agentgym_envs.code.refusals import FileTasks, Refused, Row
@@ -57,7 +58,7 @@ def convert(row: Row) -> Task:
 
 def visible_part(source: str) -> str:
     """Return a test file with its first tests only."""
-    module = ast.parse(source)
+    module = parse(source)
     wanted = tests_of(source)
     kept = set(wanted[: max(1, len(wanted) // VISIBLE_SHARE)])
     for one in module.body:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from agentgym.graders.sources import parse
 from agentgym.task import Hidden, Public, Task
 from agentgym.types import Split
 from agentgym_envs.code.asserts import Cased, Inexpressible, cases_of
@@ -50,7 +51,7 @@ def convert(row: Row) -> Task:
 
 
 def _cases(test: str, entry: str) -> list[Cased]:
-    module = ast.parse(test)
+    module = parse(test)
     checks = [one for one in module.body if isinstance(one, ast.FunctionDef) and one.name == "check"]
     if len(checks) != 1 or len(checks[0].args.args) != 1:
         raise ValueError("wanted one function check(candidate) in 'test'")
@@ -71,7 +72,7 @@ class _Rename(ast.NodeTransformer):
 
 def _preamble(prompt: str, entry: str) -> str:
     """Return the imports and helpers that stand before the function."""
-    body = [one for one in ast.parse(prompt).body if getattr(one, "name", None) != entry]
+    body = [one for one in parse(prompt).body if getattr(one, "name", None) != entry]
     return "\n".join(ast.unparse(one) for one in body)
 
 

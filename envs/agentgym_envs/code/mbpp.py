@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from agentgym.graders.sources import parse
 from agentgym.task import Hidden, Public, Task
 from agentgym.types import Split
 from agentgym_envs.code.asserts import Cased, Inexpressible, cases_of, defined, used
@@ -58,7 +59,7 @@ def convert(row: Row) -> Task:
     cases: list[Cased] = []
     try:
         for test in row["test_list"]:
-            cases += cases_of(ast.parse(test.strip()).body, names)
+            cases += cases_of(parse(test.strip()).body, names)
     except Inexpressible as reason:
         raise Refused(str(reason)) from reason
     except SyntaxError as error:
@@ -93,6 +94,4 @@ def decisive(cases: Sequence[Cased], setup: str) -> dict[str, JsonValue]:
 
 def imports_of(source: str) -> str:
     """Return the import statements at the top of a module: what its tests may use without importing it themselves."""
-    return "\n".join(
-        ast.unparse(one) for one in ast.parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom))
-    )
+    return "\n".join(ast.unparse(one) for one in parse(source).body if isinstance(one, (ast.Import, ast.ImportFrom)))
