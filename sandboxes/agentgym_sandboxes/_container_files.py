@@ -118,4 +118,6 @@ def _raise(result: ExecResult, path: str) -> None:
         raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
     if result.exit_code != 0:
         reason = result.stderr.decode(errors="replace").strip()[-200:]
-        raise ValueError(f"{path!r} cannot be opened as a plain file or folder: {reason or 'it is something else'}")
+        raise ValueError(
+            f"the path {path!r} cannot be opened as a plain file or folder: {reason or 'it is something else'}"
+        )

@@ -20,7 +20,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("docker", "docker") from error
 
-from agentgym_sandboxes._container import AGENT_ID, WORKDIR, DockerSandbox
+from agentgym_sandboxes._container import WORKDIR, DockerSandbox
+from agentgym_sandboxes._docker_exec import AGENT_ID
 
 logger = logging.getLogger(__name__)
 
