@@ -20,7 +20,7 @@ _ALL = (*_EASY, "x*{a}-?", "?-x*{a}", "?+x%{a}", "?-x//{a}")
 _HARD = ("x*{a}~?", "x%{a}~?", "x//{a}~?")
 HARD_MEANING = "+x%5-"
 HINT = f"~ is {HARD_MEANING}"
-_HIDDEN_CASES = 6
+_HIDDEN_CASES = 4
 
 
 @dataclass(frozen=True, slots=True)
