@@ -66,7 +66,8 @@ class DockerExec:
     def new_oom(self) -> bool:
         """Whether the daemon heard of a kill for memory in this container since we last asked."""
         chosen = {"container": self._container, "event": "oom"}
-        events = self._api.events(since=0, until=int(time.time()) + 1, filters=chosen, decode=True)
+        now: Any = f"{time.time():.6f}"  # in whole seconds it would miss the latest, or wait for the next
+        events = self._api.events(since=0, until=now, filters=chosen, decode=True)
         last = max((int(event["timeNano"]) for event in events), default=0)
         is_new, self._last_oom = last > self._last_oom, max(last, self._last_oom)
         return is_new
@@ -87,14 +88,15 @@ class DockerExec:
     def _connected(self, handle: str, frames: Frames) -> Iterator[socket.socket]:
         stream: Any = self._api.exec_start(handle, socket=True)
         response = stream._response
+        connection: socket.socket = stream._sock
         try:
-            connection: socket.socket = stream._sock
             connection.setblocking(False)
             frames.feed(response.raw._fp.fp.peek())  # what arrived in one packet with the headers
             yield connection
         finally:
             response.close()
             stream.close()
+            connection.close()
 
     def _ended(self, handle: str, deadline: float) -> bool:
         """Wait for the end of a command that may have closed its streams long before."""

@@ -45,7 +45,7 @@ def _unpack(data: bytes, max_files: int, max_bytes: int) -> dict[str, bytes]:
             if entries > max_files:
                 raise ValueError(f"the folder has more than {max_files} entries")
             name = _plain_name(member.name)
-            content = found.get(_plain_name(member.linkname)) if member.islnk() else _content(archive, member, room)
+            content = found.get(_joined(member.linkname)) if member.islnk() else _content(archive, member, room)
             if content is not None:
                 room -= len(content)
                 found[name] = content
@@ -64,12 +64,15 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, room: int) -> by
 
 
 def _plain_name(name: str) -> str:
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
+    joined = _joined(name)
+    if name.startswith("/") or ".." in joined.split("/"):
         raise ValueError(f"the sandbox sent a file name that leads out of its folder: {name!r}")
-    if len(parts) > _MAX_DEPTH:
+    if joined.count("/") > _MAX_DEPTH:
         raise ValueError(f"the folder is nested deeper than {_MAX_DEPTH} folders")
-    joined = "/".join(parts)
     if not joined.isprintable() and any(0xD800 <= ord(char) < 0xE000 for char in joined):
         raise ValueError(f"the file name {joined!r} is not UTF-8")
     return joined
+
+
+def _joined(name: str) -> str:
+    return "/".join(part for part in name.split("/") if part not in ("", "."))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import threading
+import time
 from typing import Any
 
 from agentgym.errors import MissingExtraError, SandboxError
@@ -97,15 +99,20 @@ class DockerBackend:
             sandboxes = list(self._sandboxes)
         for sandbox in sandboxes:
             sandbox.close()
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
 
     def _connect(self) -> docker.APIClient:
         with self._lock:
             if self._client is None:
+                _knock()
                 try:
                     client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
                     client.ping()
                 except (DockerException, requests.RequestException) as error:
-                    raise SandboxError(_why_no_daemon(error)) from error
+                    raise SandboxError(f"the Docker daemon does not answer: {error}") from error
                 for name in _sweep(client):
                     logger.info("removed a container whose owner is dead name=%s", name)
                 self._client = client
@@ -144,7 +151,11 @@ class DockerBackend:
             "hostname": "sandbox",
             "working_dir": WORKDIR,
             "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", **spec.env},
-            "labels": {"agentgym.run": self._run, **Owner.current().labels()},
+            "labels": {
+                "agentgym.run": self._run,
+                "agentgym.created": f"{time.time():.3f}",
+                **Owner.current().labels(),
+            },
             "healthcheck": {"test": ["NONE"]},
             "host_config": host,
         }
@@ -182,8 +193,20 @@ def _sweep(api: docker.APIClient) -> list[str]:
     return removed
 
 
-def _why_no_daemon(error: Exception) -> str:
+def _knock() -> None:
+    """Try the daemon's socket ourselves: the SDK wraps the reason of a failure and leaves its socket open."""
     where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    if "PermissionError" in repr(error) or "Permission denied" in str(error):
-        return f"no permission on the Docker socket {where}: add this user to the group docker and log in again"
-    return f"no Docker daemon answers at {where}: install it (`apt-get install docker.io`) and start it ({error})"
+    if not where.startswith("unix://"):
+        return
+    with socket.socket(socket.AF_UNIX) as knocker:
+        try:
+            knocker.connect(where.removeprefix("unix://"))
+        except PermissionError:
+            raise SandboxError(
+                f"no permission on the Docker socket {where}: add this user to the group docker and log in again"
+            ) from None
+        except OSError as error:
+            raise SandboxError(
+                f"no Docker daemon answers at {where} ({error.strerror}): install it (`apt-get install docker.io`) "
+                "and start it"
+            ) from error
