@@ -74,7 +74,8 @@ class UnknownNameError(AgentgymError, KeyError):
         if near:
             hint = f"did you mean {near[0]!r}?"
         else:
-            hint = f"known: {', '.join(names)}" if names else "nothing of that kind is installed"
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            hint = f"known: {', '.join(names[:12])}{more}" if names else "nothing of that kind is installed"
         self.sentence = f"no {kind} is registered as {name!r}; {hint}"
         super().__init__(self.sentence)
 

@@ -34,6 +34,7 @@ def run(recipe: Path | None, overrides: Sequence[str], folder: Path | None, resu
     with closing(prepared.backend), progress() as bars:
         trainer.train(prepared, directory, resume=kept is not None, progress=_Report(bars))
     show_curves(directory)
+    _say_gain(directory)
     say(f"trajectories and transcripts: agentgym show {directory.path}")
 
 
@@ -59,6 +60,12 @@ def _create(recipe: Recipe, folder: Path | None) -> RunDirectory:
         return RunDirectory.create(folder.parent, recipe, name=folder.name)
     except AgentgymError as error:
         raise AgentgymError(f"{error}: agentgym train --resume {folder}") from error
+
+
+def _say_gain(directory: RunDirectory) -> None:
+    found = [line["eval/pass@1"] for line in directory.metrics() if "eval/pass@1" in line]
+    if len(found) > 1:
+        say(f"held-out pass@1: {100 * found[0]:.1f}% before, {100 * found[-1]:.1f}% after", "bold")
 
 
 class _Report:

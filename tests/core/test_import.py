@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import agentgym
 
@@ -27,13 +26,11 @@ def test_environments_and_rollouts_need_no_torch_and_no_docker() -> None:
 
 def test_importing_the_package_takes_well_under_half_a_second() -> None:
     def seconds(script: str) -> float:
-        began = time.perf_counter()
-        run_python(script)
-        return time.perf_counter() - began
+        """Return processor time, which a busy machine does not change."""
+        return min(float(run_python(f"import time; {script}; print(time.process_time())")) for _ in range(3))
 
-    bare = min(seconds("pass") for _ in range(3))
-    assert min(seconds("import agentgym") for _ in range(3)) - bare < 0.5
-    assert min(seconds("from agentgym import AgentEnv") for _ in range(3)) - bare < 2.0
+    assert seconds("import agentgym") < 0.5
+    assert seconds("from agentgym import AgentEnv") < 1.0
 
 
 def test_everything_exported_is_there() -> None:
