@@ -186,7 +186,8 @@ def _steps_pay_what_the_scheme_says(env: AgentEnv) -> None:
     env.reset(seed=0)
     paid, ended, info = 0.0, False, dict[str, Any]()
     for _ in range(env.max_turns):
-        _, reward, terminated, truncated, info = env.step("nothing to say")
+        observation, reward, terminated, truncated, info = env.step("nothing to say")
+        assert env.observation_space.contains(observation), f"step returned {observation!r}, no observation"
         paid, ended = paid + reward, terminated or truncated
         assert not (terminated and truncated), "an episode is terminated or truncated, never both"
         if ended:
