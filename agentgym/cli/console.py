@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class _OneLine(logging.Formatter):
+    """Tells an exception by its last line."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 -- the standard library's name
+        """Return the exception without its traceback."""
+        return f"  {traceback.format_exception_only(*ei[:2])[-1].strip()}; --debug shows where"
 
 
 class _Errors:
@@ -25,7 +35,9 @@ class _Errors:
         self.console.print(sentence, markup=False)
 
     def log(self, level: str) -> None:
-        logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter((logging.Formatter if self.debug else _OneLine)("%(levelname)s %(name)s %(message)s"))
+        logging.basicConfig(level=level, handlers=[handler])
 
 
 errors = _Errors()

@@ -268,6 +268,27 @@ def test_an_evaluation_in_which_nothing_was_scored_fails_and_says_why(shell: She
     assert "5 x VerifierError: the judge is out" in found.out
 
 
+BUGGY = """
+from agentgym.testing import ToyEnv
+class Buggy(ToyEnv):
+    "Has a bug."
+    def grade(self, task, submission):
+        return 1 / 0
+"""
+
+
+def test_a_bug_in_an_environment_is_told_in_a_line_each_and_with_its_place_on_demand(tmp_path: Path) -> None:
+    (tmp_path / "buggy.py").write_text(BUGGY)
+
+    def told(*words: str) -> str:
+        command = [sys.executable, "-c", "from agentgym.cli import main; main()", *words, "eval", "buggy.py"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stderr
+
+    assert "ZeroDivisionError: division by zero; --debug shows where" in told()
+    assert "Traceback" not in told()
+    assert 'buggy.py", line 6, in grade' in told("--debug")
+
+
 def test_a_person_can_play_with_lines_and_fenced_blocks(shell: Shell) -> None:
     found = shell("play", TOY, "--task", "toy-0", "--hint", stdin="hello\n```answer\nelbram\n```\n")
     assert found.code == 0
@@ -334,7 +355,7 @@ class Slow(ToyEnv):
     def wait(self, text: str) -> str:
         "Wait."
         print("waiting", flush=True)
-        self.sandbox.exec("sleep 60", timeout=100)
+        {hang}
         return "done"
 """
 
@@ -347,10 +368,17 @@ def _content(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "hang",
+    [
+        pytest.param('self.sandbox.exec("sleep 60", timeout=100)', id="in-the-sandbox"),
+        pytest.param("time.sleep(10**6)", id="in-the-environment"),
+    ],
+)
 def test_an_interrupt_ends_a_command_cleanly_and_leaves_nothing_behind(
-    tmp_path: Path, needs_sandbox: None, number: signal.Signals
+    tmp_path: Path, needs_sandbox: None, number: signal.Signals, hang: str
 ) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_ENV)
+    (tmp_path / "slow.py").write_text(SLOW_ENV.format(hang=hang))
     command = [sys.executable, "-c", "from agentgym.cli import main; main()", "eval", "slow.py", "--run", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -13,7 +13,7 @@ import pytest
 
 from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
-from agentgym.errors import AgentFault, AgentgymError, InfrastructureError, SandboxError, VerifierError
+from agentgym.errors import AgentFault, AgentgymError, CapabilityError, InfrastructureError, SandboxError, VerifierError
 from agentgym.guidance import Guide, NoGuidance, RolloutRequest
 from agentgym.policy import Action, BudgetExceeded, Episode, Policy, PolicySession, ScriptedPolicy
 from agentgym.rewards import OutcomeOnly
@@ -158,6 +158,12 @@ def test_an_environment_that_cannot_be_built_stops_the_run_with_its_own_error() 
 
     with pytest.raises(AgentgymError, match="no such data"):
         run(make_env, says(SOLVE))
+
+
+def test_a_task_that_asks_for_what_its_sandbox_cannot_do_is_refused_and_not_scored(process: SandboxBackend) -> None:
+    greedy = toy_task(0).model_copy(update={"sandbox": SandboxSpec(disk_mb=1)})
+    with pytest.raises(CapabilityError, match="disk_mb=1"):
+        run(lambda: ShellEnv(sandbox=process), says(SOLVE), QUICK, requests(task=greedy))
 
 
 def test_episodes_run_at_once_and_no_more_than_allowed() -> None:
