@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from agentgym.errors import SandboxError
 from agentgym.sandbox import SandboxSpec
 from agentgym_sandboxes._command import ENTER
 from agentgym_sandboxes._scratch import AGENT_ID, Scratch, create
+
+logger = logging.getLogger(__name__)
 
 WORKDIR = "/workspace"
 _SHM_BYTES = 64 << 20
@@ -45,25 +49,93 @@ def init(cwd: str, argv: Sequence[str]) -> list[str]:
     return ["/bin/sh", "-c", _INIT, cwd, *argv]
 
 
-def command(
-    scratch: Scratch, spec: SandboxSpec, argv: Sequence[str], cwd: str, env: Mapping[str, str], status: int
-) -> list[str]:
-    """Return the full command line; bwrap reports the start and the exit code as JSON on descriptor `status`."""
-    network = [] if spec.network == "full" else ["--unshare-net"]
-    return [
-        *_as_user(scratch.uid),
-        *_base(_program("bwrap"), spec.network == "full"),
-        *network,
-        *("--json-status-fd", str(status)),
-        *_mounts(scratch),
-        *_environment({**spec.env, **env}),
-        *("--", *limits(spec), *init(cwd, argv)),
-    ]
+@dataclass(frozen=True, slots=True)
+class Bubblewrap:
+    """How bubblewrap is called on this machine; `find` proves it by a real run."""
+
+    program: str
+    options: frozenset[str]
+    """Of the newer options, those that this bubblewrap has and this machine allows."""
+    proc: bool = True
+    """Whether a new /proc may be mounted; containers often forbid it, and then sandboxes have none."""
+
+    def command(
+        self, scratch: Scratch, spec: SandboxSpec, argv: Sequence[str], cwd: str, env: Mapping[str, str], status: int
+    ) -> list[str]:
+        """Return the full command line; bwrap reports the start and the exit code as JSON on descriptor `status`."""
+        return [
+            *_as_user(scratch.uid),
+            *(self.program, *_base(spec.network == "full")),
+            *([] if spec.network == "full" else ["--unshare-net"]),
+            *(["--disable-userns"] if "--disable-userns" in self.options else []),
+            *(("--proc", "/proc") if self.proc else ("--dir", "/proc")),
+            *("--dev", "/dev", "--remount-ro", "/dev", "--json-status-fd", str(status)),
+            *self._mounts(scratch),
+            *_environment({**spec.env, **env}),
+            *("--", *limits(spec), *init(cwd, argv)),
+        ]
+
+    def _mounts(self, scratch: Scratch) -> list[str]:
+        words = ["--bind", str(scratch.work), WORKDIR, "--bind", str(scratch.tmp), "/tmp"]
+        for name in ("passwd", "group"):
+            words += ["--ro-bind", f"{scratch.root}/etc/{name}", f"/etc/{name}"]
+        for hidden in _hidden():
+            words += ["--ro-bind", f"{scratch.root}/empty", hidden]
+        if "--size" in self.options:
+            words += ["--perms", "1777", "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm"]
+        else:
+            words += ["--bind", str(scratch.tmp), "/dev/shm"]
+        return [*words, "--remount-ro", "/"]
+
+
+def find(base: Path) -> Bubblewrap:
+    """Run python3 once in a real sandbox below the folder `base`, as strict a one as works here.
+
+    Raises:
+        SandboxError: what is missing and how to mend it.
+    """
+    for program, package in (("bwrap", "bubblewrap"), ("prlimit", "util-linux"), ("setpriv", "util-linux")):
+        if shutil.which(program) is None and (program != "setpriv" or os.geteuid() == 0):
+            raise SandboxError(f"{program} is not installed: run `apt-get install {package}`, {_HINT}")
+    program = shutil.which("bwrap") or "bwrap"
+    help_text = subprocess.run([program, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
+    known = frozenset(option for option in ("--disable-userns", "--size") if option in help_text)
+    strict = Bubblewrap(program, known)
+    reason = _why_not(strict, base)
+    if reason is None:
+        return strict
+    for proc in (True, False):
+        looser = Bubblewrap(program, known - {"--disable-userns"}, proc)
+        if _why_not(looser, base) is None:
+            logger.info("bubblewrap works here only in part proc=%s: %s", proc, reason)
+            return looser
+    raise SandboxError(
+        f"bubblewrap cannot make a sandbox here ({reason}): allow unprivileged user namespaces (in a container, by its "
+        f"seccomp profile), {_HINT}"
+    )
+
+
+def _why_not(bubblewrap: Bubblewrap, base: Path) -> str | None:
+    scratch = create(base)
+    try:
+        argv = bubblewrap.command(scratch, SandboxSpec(), ["python3", "-I", "-S", "-c", "pass"], WORKDIR, {}, 1)
+        done = subprocess.run(argv, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    finally:
+        scratch.remove()
+    if b"exit-code" not in done.stdout:
+        return (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode == 127:
+        raise SandboxError(
+            f"the sandbox has no python3: none in /usr/bin, and {sys.base_prefix} is not readable by all; "
+            f"run `apt-get install python3`, {_HINT}"
+        )
+    return None
 
 
 def _as_user(uid: int | None) -> list[str]:
     # Not subprocess(user=…): that turns vfork off, and forking a trainer with gigabytes of memory is slow.
-    return [] if uid is None else [_program("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    setpriv = shutil.which("setpriv") or "setpriv"
+    return [] if uid is None else [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
 
 
 def _environment(env: Mapping[str, str]) -> list[str]:
@@ -72,25 +144,10 @@ def _environment(env: Mapping[str, str]) -> list[str]:
     return ["--clearenv", *(word for name, value in values.items() for word in ("--setenv", name, value))]
 
 
-def _mounts(scratch: Scratch) -> list[str]:
-    words = ["--bind", str(scratch.work), WORKDIR, "--bind", str(scratch.tmp), "/tmp"]
-    for name in ("passwd", "group"):
-        words += ["--ro-bind", f"{scratch.root}/etc/{name}", f"/etc/{name}"]
-    for hidden in _hidden():
-        words += ["--ro-bind", f"{scratch.root}/empty", hidden]
-    if _knows(_program("bwrap"), "--size"):
-        words += ["--perms", "1777", "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm"]
-    else:
-        words += ["--bind", str(scratch.tmp), "/dev/shm"]
-    return [*words, "--remount-ro", "/"]
-
-
 @lru_cache
-def _base(bwrap: str, network: bool) -> tuple[str, ...]:
-    words = [bwrap, *_NAMESPACES, "--die-with-parent", "--new-session", "--as-pid-1"]
+def _base(network: bool) -> tuple[str, ...]:
+    words = [*_NAMESPACES, "--die-with-parent", "--new-session", "--as-pid-1"]
     words += ["--uid", str(AGENT_ID), "--gid", str(AGENT_ID), "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
-    if _knows(bwrap, "--disable-userns"):
-        words.append("--disable-userns")
     for name in _SYSTEM:
         if Path(name).is_symlink():
             words += ["--symlink", str(Path(name).readlink()), name]
@@ -100,17 +157,7 @@ def _base(bwrap: str, network: bool) -> tuple[str, ...]:
         words += ["--ro-bind-try", name, name]
     if home := _python_home():
         words += ["--ro-bind", home, home]
-    return (*words, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev")
-
-
-def _program(name: str) -> str:
-    return shutil.which(name) or name
-
-
-@lru_cache
-def _knows(bwrap: str, option: str) -> bool:
-    done = subprocess.run([bwrap, "--help"], capture_output=True, check=False)
-    return option.encode() in done.stdout
+    return tuple(words)
 
 
 @lru_cache
@@ -131,31 +178,3 @@ def _hidden() -> tuple[str, ...]:
     if sys.prefix != sys.base_prefix:
         secret.add(Path(sys.prefix))
     return tuple(str(one) for one in sorted(secret) if one.is_dir() and any(one.is_relative_to(s) for s in shared))
-
-
-def prove(base: Path) -> None:
-    """Run python3 once in a real sandbox.
-
-    Raises:
-        SandboxError: what is missing and how to mend it.
-    """
-    for program, package in (("bwrap", "bubblewrap"), ("prlimit", "util-linux"), ("setpriv", "util-linux")):
-        if shutil.which(program) is None and (program != "setpriv" or os.geteuid() == 0):
-            raise SandboxError(f"{program} is not installed: run `apt-get install {package}`, {_HINT}")
-    scratch = create(base)
-    try:
-        argv = command(scratch, SandboxSpec(), ["python3", "-I", "-S", "-c", "pass"], WORKDIR, {}, 1)
-        done = subprocess.run(argv, capture_output=True, check=False, stdin=subprocess.DEVNULL)
-    finally:
-        scratch.remove()
-    if b"exit-code" not in done.stdout:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-        raise SandboxError(
-            f"bubblewrap cannot make a sandbox here ({reason[0]}): allow unprivileged user namespaces (in a container, "
-            f"also mounting inside them), {_HINT}"
-        )
-    if done.returncode == 127:
-        raise SandboxError(
-            f"the sandbox has no python3: none in /usr/bin, and {sys.base_prefix} is not readable by all; "
-            f"run `apt-get install python3`, {_HINT}"
-        )

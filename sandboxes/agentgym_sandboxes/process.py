@@ -43,7 +43,7 @@ class ProcessBackend:
         self._lock = threading.Lock()
         self._sandboxes: set[ProcessSandbox] = set()
         self._base: Path | None = None
-        self._isolated = True
+        self._bubblewrap: _bwrap.Bubblewrap | None = None
         self.capabilities: frozenset[Capability] = _ISOLATED
         if trusted:
             self.check()
@@ -61,21 +61,20 @@ class ProcessBackend:
             for name in _scratch.sweep(base):
                 logger.info("removed a sandbox whose owner is dead name=%s", name)
             try:
-                _bwrap.prove(base)
+                self._bubblewrap = _bwrap.find(base)
             except SandboxError as error:
                 if not self._trusted:
                     raise
                 logger.warning("running trusted code with no isolation, network or process limit: %s", error)
-                self._isolated = False
                 self.capabilities = _TRUSTED
             self._base = base
 
     def start(self, spec: SandboxSpec) -> ProcessSandbox:
         """Start a fresh sandbox; it has no process until a command runs."""
         self.check()
-        require(spec, self.name, self.capabilities if self._isolated else self.capabilities | _WAIVED)
+        require(spec, self.name, self.capabilities if self._bubblewrap else self.capabilities | _WAIVED)
         assert self._base is not None
-        sandbox = ProcessSandbox(_scratch.create(self._base), spec, self._isolated, self._forget)
+        sandbox = ProcessSandbox(_scratch.create(self._base), spec, self._bubblewrap, self._forget)
         with self._lock:
             self._sandboxes.add(sandbox)
         return sandbox
@@ -96,13 +95,18 @@ class ProcessSandbox:
     """A private folder; every command gets its own namespaces around it."""
 
     def __init__(
-        self, scratch: _scratch.Scratch, spec: SandboxSpec, isolated: bool, forget: Callable[[ProcessSandbox], None]
+        self,
+        scratch: _scratch.Scratch,
+        spec: SandboxSpec,
+        bubblewrap: _bwrap.Bubblewrap | None,
+        forget: Callable[[ProcessSandbox], None],
     ) -> None:
+        isolated = bubblewrap is not None
         self.id = scratch.id
         self.workdir = _bwrap.WORKDIR if isolated else str(scratch.work)
         self._scratch = scratch
         self._spec = spec
-        self._isolated = isolated
+        self._bubblewrap = bubblewrap
         self._forget = forget
         self._lifetime = Lifetime(scratch.id, spec.ttl_s)
         self._idle = threading.Condition()
@@ -185,8 +189,8 @@ class ProcessSandbox:
     def _launch(self, argv: list[str], cwd: str, env: dict[str, str], stdin: bool) -> _run.Launch:
         with self._idle:
             self._lifetime.left()
-            if self._isolated:
-                build = partial(_bwrap.command, self._scratch, self._spec, argv, cwd, env)
+            if self._bubblewrap is not None:
+                build = partial(self._bubblewrap.command, self._scratch, self._spec, argv, cwd, env)
                 launch = _run.start_isolated(build, self._scratch.uid, stdin=stdin)
             else:
                 own = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(self._scratch.tmp)}

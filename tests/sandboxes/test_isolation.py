@@ -21,7 +21,7 @@ def test_the_command_is_not_root_and_has_no_capability(box: Sandbox) -> None:
     }
 
 
-@pytest.mark.parametrize("script", ["mount -t tmpfs none /mnt", "chroot /", "unshare -Ur mount -t tmpfs x /tmp"])
+@pytest.mark.parametrize("script", ["mount -t tmpfs none /mnt", "chroot /", "hostname x"])
 def test_privileged_calls_fail(box: Sandbox, script: str) -> None:
     assert not box.exec(script).ok
 
