@@ -10,15 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentgym import cli, registry
 from agentgym.cli.places import parse_options
-from agentgym.errors import AgentgymError, SandboxError
+from agentgym.errors import AgentgymError
 from agentgym.run import RunDirectory
 from agentgym.testing import ToyEnv
 from agentgym.validate import Validation
@@ -26,66 +25,15 @@ from agentgym.validate import Validation
 COMMANDS = ("envs", "new", "play", "validate", "train", "eval", "show")
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "word_count.py"
 TOY = "test/CommandLine-v0"
+Shell = Callable[..., subprocess.CompletedProcess[str]]
 registry.register(TOY, ToyEnv)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-class Shell:
-    """Runs commands in this process, in a folder of their own."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.capsys = capsys
-        self.monkeypatch = monkeypatch
-
-    def __call__(self, *words: object, stdin: str = "") -> Ended:
-        self.monkeypatch.setattr(sys, "argv", ["agentgym", *map(str, words)])
-        typed = iter(stdin.splitlines())
-
-        def read(prompt: str) -> str:
-            try:
-                return next(typed)
-            except StopIteration:
-                raise EOFError from None
-
-        self.monkeypatch.setattr("builtins.input", read)
-        self.capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        written = self.capsys.readouterr()
-        return Ended(code, written.out, written.err)
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shell]:
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    yield Shell(capsys, monkeypatch)
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def needs_sandbox() -> None:
-    try:
-        registry.create("sandboxes", "process").check()
-    except SandboxError as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(shell: Shell, command: str) -> None:
     found = shell(command, "--help")
-    assert found.code == 0
-    assert f"agentgym {command}" in re.sub(r"\s+", " ", found.out.partition("Example")[2])
+    assert found.returncode == 0
+    assert f"agentgym {command}" in re.sub(r"\s+", " ", found.stdout.partition("Example")[2])
 
 
 def test_all_commands_are_listed_and_tested() -> None:
@@ -132,23 +80,23 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 )
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(shell: Shell, words: list[str], sentence: str) -> None:
     found = shell(*words)
-    assert found.code == 2
-    assert sentence in found.err
-    assert found.err.startswith("error: ")
-    assert "Traceback" not in found.err
-    assert len(found.err.strip().splitlines()) == 1
+    assert found.returncode == 2
+    assert sentence in found.stderr
+    assert found.stderr.startswith("error: ")
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
 
 
 def test_debug_shows_where_an_error_comes_from(shell: Shell) -> None:
     with pytest.raises(AgentgymError):
         shell("--debug", "show", "nowhere")
-    assert shell("show", "nowhere").code == 2
+    assert shell("show", "nowhere").returncode == 2
 
 
 def test_installed_environments_are_listed(shell: Shell) -> None:
     found = shell("envs")
-    assert "agentgym/Code-v0" in found.out
-    assert re.search(rf"{TOY}\s+Reverse a word.*reverse, answer\s+no", found.out)
+    assert "agentgym/Code-v0" in found.stdout
+    assert re.search(rf"{TOY}\s+Reverse a word.*reverse, answer\s+no", found.stdout)
 
 
 @pytest.mark.parametrize("kind", ["plain", "sandboxed"])
@@ -157,12 +105,12 @@ def test_a_new_environment_has_at_most_thirty_lines_and_is_valid_as_written(
 ) -> None:
     found = shell("new", f"my-{kind}", *(["--sandbox"] if kind == "sandboxed" else []))
     file = Path(f"my_{kind}.py")
-    assert f"agentgym validate {file}" in found.out
+    assert f"agentgym validate {file}" in found.stdout
     text = file.read_text()
     assert len(text.splitlines()) <= 30
-    assert shell("validate", f"my-{kind}", "--sample", 6).code == 0
-    assert shell("validate", f"{file}:My{kind.capitalize()}", "--sample", 2, "--split", "test").code == 0
-    assert shell("new", f"my-{kind}").code == 2
+    assert shell("validate", f"my-{kind}", "--sample", 6).returncode == 0
+    assert shell("validate", f"{file}:My{kind.capitalize()}", "--sample", 2, "--split", "test").returncode == 0
+    assert shell("new", f"my-{kind}").returncode == 2
     assert file.read_text() == text
     for command in (["check", "--select", "E,F,I"], ["format", "--check"]):
         subprocess.run(
@@ -178,10 +126,10 @@ def test_the_test_of_a_new_environment_passes(shell: Shell) -> None:
 
 def test_the_example_of_the_documentation_has_thirty_lines_and_is_valid(shell: Shell, needs_sandbox: None) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 30
-    assert shell("validate", EXAMPLE).code == 0
+    assert shell("validate", EXAMPLE).returncode == 0
     found = shell("eval", "docs/WordCount-v0", "--load", EXAMPLE, "--limit", 3)
-    assert found.code == 0
-    assert "pass@1  100.0% [43.9, 100.0]" in found.out
+    assert found.returncode == 0
+    assert "pass@1  100.0% [43.9, 100.0]" in found.stdout
 
 
 BAD_ENV = """
@@ -196,38 +144,38 @@ class Bad(ToyEnv):
 def test_validation_fails_with_exit_code_1_and_says_what_failed_first(shell: Shell) -> None:
     Path("bad.py").write_text(BAD_ENV)
     found = shell("validate", "bad.py", "--json", "found.json")
-    assert found.code == 1
-    assert re.search(r"✗\s+spam of answer scores 0\s+20\s+20\s+toy-0: scored 1", found.out)
+    assert found.returncode == 1
+    assert re.search(r"✗\s+spam of answer scores 0\s+20\s+20\s+toy-0: scored 1", found.stdout)
     assert not Validation.model_validate_json(Path("found.json").read_text()).passed
 
 
 def test_a_file_with_several_environments_asks_which(shell: Shell) -> None:
     Path("two.py").write_text(BAD_ENV + "class Worse(Bad):\n    'Worse.'\n")
-    assert "found Bad, Worse; name it as in two.py:Class" in shell("validate", "two.py").err
-    assert shell("eval", "two.py:Worse", "--limit", 1).code == 0
+    assert "found Bad, Worse; name it as in two.py:Class" in shell("validate", "two.py").stderr
+    assert shell("eval", "two.py:Worse", "--limit", 1).returncode == 0
 
 
 def test_a_file_that_does_not_run_is_one_sentence(shell: Shell) -> None:
     Path("broken.py").write_text("import nothing_like_this\n")
     found = shell("validate", "broken.py")
-    assert found.code == 2
-    assert "broken.py does not run: ModuleNotFoundError: No module named 'nothing_like_this'" in found.err
+    assert found.returncode == 2
+    assert "broken.py does not run: ModuleNotFoundError: No module named 'nothing_like_this'" in found.stderr
 
 
 def test_a_users_file_may_import_its_neighbours_and_the_path_stays_as_it_was(shell: Shell) -> None:
     Path("neighbour_of_mine.py").write_text("NAME = 'x'\n")
     Path("importing.py").write_text("from neighbour_of_mine import NAME\n" + BAD_ENV)
     before = list(sys.path)
-    assert shell("eval", "importing.py", "--limit", 1).code == 0
+    assert shell("eval", "importing.py", "--limit", 1).returncode == 0
     assert sys.path == before
 
 
 def test_evaluating_prints_estimates_with_intervals_and_keeps_the_run(shell: Shell) -> None:
     found = shell("eval", TOY, "--attempts", 4, "--run", "kept", "max_turns=3")
-    assert found.code == 0
-    assert "5 tasks (5 test), 4 attempts each" in found.out
-    assert "pass@4  100.0% [56.6, 100.0]" in found.out
-    assert "trust: rpc" in found.out
+    assert found.returncode == 0
+    assert "5 tasks (5 test), 4 attempts each" in found.stdout
+    assert "pass@4  100.0% [56.6, 100.0]" in found.stdout
+    assert "trust: rpc" in found.stdout
     run = RunDirectory.open("kept")
     assert run.manifest.kind == "eval"
     assert run.manifest.recipe["environment"] == {"id": TOY, "options": ["max_turns=3"]}
@@ -237,17 +185,17 @@ def test_evaluating_prints_estimates_with_intervals_and_keeps_the_run(shell: She
 
 @pytest.mark.parametrize("policy", ["noop", "spam", "spam:reverse", "random"])
 def test_policies_that_know_nothing_get_nothing(shell: Shell, policy: str) -> None:
-    assert "pass@1  0.0% [0.0, 43.4]" in shell("eval", TOY, "-p", policy).out
+    assert "pass@1  0.0% [0.0, 43.4]" in shell("eval", TOY, "-p", policy).stdout
 
 
 def test_a_run_can_be_replayed(shell: Shell) -> None:
     shell("eval", TOY, "--run", "first")
     found = shell("eval", TOY, "-p", "replay:first/trajectories/step-000000.parquet", "-k", 2)
-    assert "pass@2  100.0%" in found.out
+    assert "pass@2  100.0%" in found.stdout
 
 
 def test_training_tasks_are_not_passed_off_as_held_out(shell: Shell) -> None:
-    assert "no held-out result" in shell("eval", TOY, "--split", "train").out
+    assert "no held-out result" in shell("eval", TOY, "--split", "train").stdout
 
 
 LOST = """
@@ -263,9 +211,9 @@ class Lost(ToyEnv):
 def test_an_evaluation_in_which_nothing_was_scored_fails_and_says_why(shell: Shell) -> None:
     Path("lost.py").write_text(LOST)
     found = shell("eval", "lost.py")
-    assert found.code == 1
-    assert "unknown (no scored task)" in found.out
-    assert "5 x VerifierError: the judge is out" in found.out
+    assert found.returncode == 1
+    assert "unknown (no scored task)" in found.stdout
+    assert "5 x VerifierError: the judge is out" in found.stdout
 
 
 BUGGY = """
@@ -291,34 +239,34 @@ def test_a_bug_in_an_environment_is_told_in_a_line_each_and_with_its_place_on_de
 
 def test_a_person_can_play_with_lines_and_fenced_blocks(shell: Shell) -> None:
     found = shell("play", TOY, "--task", "toy-0", "--hint", stdin="hello\n```answer\nelbram\n```\n")
-    assert found.code == 0
-    assert "task toy-0 (train); tools: reverse, answer" in found.out
-    assert "The answer is elbram." in found.out
-    assert "error: no tool call found" in found.out
-    assert "the episode ended: submitted; verdict 1 (passed); reward 1" in found.out
+    assert found.returncode == 0
+    assert "task toy-0 (train); tools: reverse, answer" in found.stdout
+    assert "The answer is elbram." in found.stdout
+    assert "error: no tool call found" in found.stdout
+    assert "the episode ended: submitted; verdict 1 (passed); reward 1" in found.stdout
 
 
 def test_the_end_of_input_ends_a_game_cleanly(shell: Shell) -> None:
     found = shell("play", TOY, stdin="hello\n```answer\nhalf a block\n")
-    assert found.code == 0
+    assert found.returncode == 0
     found = shell("play", TOY)
-    assert (found.code, found.err) == (0, "")
-    assert "left before the end" in found.out
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "left before the end" in found.stdout
 
 
 def test_a_run_is_shown_with_its_best_and_worst_attempts_and_transcripts(shell: Shell) -> None:
     shell("eval", TOY, "--run", "kept", "-k", 2)
     found = shell("show", "kept")
-    assert found.code == 0
-    assert "eval, seed 0" in found.out
-    assert "pass@1  100.0%" in found.out
-    assert "agentgym show kept --task toy-" in found.out
-    transcript = shell("show", "kept", "--task", "toy-3", "--attempt", 1).out
+    assert found.returncode == 0
+    assert "eval, seed 0" in found.stdout
+    assert "pass@1  100.0%" in found.stdout
+    assert "agentgym show kept --task toy-" in found.stdout
+    transcript = shell("show", "kept", "--task", "toy-3", "--attempt", 1).stdout
     assert "user: Reverse the word 'piston'." in transcript
     assert "ended by submitted: 1 (passed, trust rpc)" in transcript
     assert transcript.count("── step 0, task toy-3") == 1
-    assert "did you mean 'toy-3'" in shell("show", "kept", "--task", "toy_3").err
-    assert "it has steps 0 to 0" in shell("show", "kept", "--step", 7).err
+    assert "did you mean 'toy-3'" in shell("show", "kept", "--task", "toy_3").stderr
+    assert "it has steps 0 to 0" in shell("show", "kept", "--step", 7).stderr
 
 
 def test_curves_are_shown_as_text_and_drawn_if_matplotlib_is_installed(shell: Shell, tmp_path: Path) -> None:
@@ -330,9 +278,9 @@ def test_curves_are_shown_as_text_and_drawn_if_matplotlib_is_installed(shell: Sh
         )
     tracker.close()
     found = shell("show", run.path)
-    assert re.search(r"rollout/reward\s+0\s+0.98\s+0\s+0.98\s+▁.*█", found.out)
+    assert re.search(r"rollout/reward\s+0\s+0.98\s+0\s+0.98\s+▁.*█", found.stdout)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    assert "curves.png" in found.out
+    assert "curves.png" in found.stdout
     assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,0 +1,125 @@
+"""`agentgym train` and recipes on the command line, with a trainer that only counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, ClassVar
+
+import pytest
+
+from agentgym import registry, scripted
+from agentgym.recipe import Prepared
+from agentgym.run import RunDirectory
+from agentgym.testing import ToyEnv
+from agentgym.types import Record
+
+Shell = Callable[..., CompletedProcess[str]]
+
+
+class CountingSettings(Record):
+    """How far to count."""
+
+    steps: int = 4
+    stop_after: int = 99
+
+
+class CountingTrainer:
+    """Logs a step per step and learns nothing."""
+
+    Settings: ClassVar[type[CountingSettings]] = CountingSettings
+
+    def train(self, prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Callable[..., None]) -> None:
+        settings = prepared.recipe.trainer_settings()
+        begin = len(run.metrics()) if resume else 0
+        tracker = run.tracker()
+        for step in range(begin, min(settings.steps, settings.stop_after)):
+            metrics = {"rollout/reward": step / 10, "eval/pass@1": step / 4}
+            tracker.log(step, metrics)
+            progress("policy", step + 1, settings.steps, metrics)
+        progress("eval", settings.steps, settings.steps, {"eval/pass@1": 0.75})
+        tracker.close()
+
+
+registry.add("trainers", "counting", CountingTrainer)
+registry.register("test/Trained-v0", ToyEnv)
+
+
+@pytest.fixture
+def recipe(shell: Shell) -> Path:
+    path = Path("recipe.yaml")
+    path.write_text(
+        "name: counted\nenvironment: {id: test/Trained-v0}\ntasks: {test: 4}\n"
+        "evaluation: {attempts: 2}\ntrainer: {name: counting}\n"
+    )
+    return path
+
+
+def test_training_reports_its_steps_its_gain_and_where_the_results_are(shell: Shell, recipe: Path) -> None:
+    found = shell("train", recipe, "--run", "runs/first", "seed=3", "trainer.steps=3")
+    assert found.returncode == 0, found.stderr
+    assert "training into runs/first" in found.stdout
+    assert "policy 3/3: reward 0.200, pass@1 0.500" in found.stdout
+    assert "eval at step 3 of 3: pass@1 0.750" in found.stdout
+    assert "held-out pass@1: 0.0% before, 50.0% after" in found.stdout
+    assert re.search(r"rollout/reward\s+0\s+0\.2", found.stdout)
+    run = RunDirectory.open("runs/first")
+    assert (run.manifest.seed, run.manifest.recipe["trainer"]) == (3, {"name": "counting", "steps": 3})
+
+
+def test_a_run_is_resumed_from_its_own_recipe_and_goes_on_where_it_was(shell: Shell, recipe: Path) -> None:
+    shell("train", recipe, "--run", "runs/first", "trainer.stop_after=2")
+    assert shell("train", "--resume", "runs/first").returncode == 0
+    assert len(RunDirectory.open("runs/first").metrics()) == 2
+    assert shell("train", recipe, "--resume", "runs/first").returncode == 0
+    assert [line["step"] for line in RunDirectory.open("runs/first").metrics()] == [0, 1, 2, 3]
+
+
+def test_a_used_folder_is_refused_with_the_way_to_go_on(shell: Shell, recipe: Path) -> None:
+    shell("train", recipe, "--run", "runs/first")
+    found = shell("train", recipe, "--run", "runs/first")
+    assert found.returncode == 2
+    assert "resume it: agentgym train --resume runs/first" in found.stderr
+    assert "give one of them" in shell("train", recipe, "--run", "a", "--resume", "runs/first").stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        pytest.param("trainer.stepz=3", "stepz: Extra inputs", id="trainer-option"),
+        pytest.param("trainer.name=countin", "did you mean 'counting'?", id="trainer"),
+        pytest.param("environment.id=test/Train-v0", "did you mean 'test/Trained-v0'?", id="environment"),
+        pytest.param("limits.retries=-1", "limits.retries", id="limit"),
+        pytest.param("seed", "wanted an override like", id="no-value"),
+    ],
+)
+def test_a_misspelt_override_is_one_sentence(shell: Shell, recipe: Path, override: str, sentence: str) -> None:
+    found = shell("train", recipe, override)
+    assert found.returncode == 2
+    assert sentence in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not Path("runs").exists()
+
+
+def test_a_recipe_is_evaluated_as_it_says_unless_told_otherwise(shell: Shell, recipe: Path) -> None:
+    found = shell("eval", recipe, "--run", "as-it-says")
+    assert found.returncode == 0, found.stderr
+    assert "4 tasks (4 test), 2 attempts each" in found.stdout
+    other = shell("eval", recipe, "--run", "otherwise", "--split", "validation", "-k", 1, "--limit", 2, "--seed", 5)
+    assert "2 tasks (2 validation), 1 attempts each" in other.stdout
+    assert RunDirectory.open("otherwise").manifest.seed == 5
+
+
+def test_a_registered_policy_is_given_its_argument_and_the_recipes_sampling(shell: Shell, recipe: Path) -> None:
+    given: list[Any] = []
+
+    def policy(path: str, *, sampling: Any = None) -> Any:
+        given.append((path, sampling))
+        return scripted.noop()
+
+    registry.add("policies", "recorded", policy)
+    assert shell("eval", recipe, "-p", "recorded:some/model", "--temperature", 0.5).returncode == 0
+    assert given[0][0] == "some/model"
+    assert given[0][1].temperature == 0.5
