@@ -84,9 +84,7 @@ class RunDirectory:
         if name is None:
             folder = _unused(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise AgentgymError(
-                f"{folder} exists and is not an empty folder; name another, or resume it"
-            )
+            raise AgentgymError(f"{folder} exists and is not an empty folder; name another, or resume it")
         (folder / "checkpoints").mkdir(parents=True)
         run = cls(folder, manifest)
         run.write_json("manifest.json", manifest)
