@@ -15,6 +15,8 @@ from agentgym.sandbox import ExecResult, Sandbox
 
 _REPLY_BYTES = (1 << 18) + 64
 _GRACE_S = 5.0
+_PATIENCE = 4.0
+"""How much longer than its limit a command may take, because time in a crowded machine's queue does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def call(box: Sandbox, code: str, shared: Shared, cases: Sequence[Case]) -> list
         "total_s": shared.total_s,
     }
     limit = _REPLY_BYTES * len(cases)
-    result = ask_python(box, "_runner.py", request, timeout=shared.total_s + _GRACE_S, output_limit=2 * limit)
+    result = ask_python(
+        box, "_runner.py", request, timeout=_PATIENCE * shared.total_s + _GRACE_S, output_limit=2 * limit
+    )
     if result.timed_out or result.truncated or result.exit_code != 0:
         raise NoAnswers("the submission ended its own judging", result)
     return _read_answers(result, len(cases))

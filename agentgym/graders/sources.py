@@ -15,6 +15,14 @@ def parse(source: str) -> ast.Module:
     >>> ast.unparse(parse("x = '\\.'"))
     "x = '\\\\.'"
     """
-    with _lock, warnings.catch_warnings():  # the filters are global: one thread at a time
+    # One thread at a time: warning filters are global, and CPython 3.11 confuses the depths of concurrent parsers.
+    with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)
+
+
+def parse_expression(source: str) -> ast.expr:
+    """Return the syntax tree of one expression."""
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source.strip(), mode="eval").body

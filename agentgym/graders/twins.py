@@ -10,9 +10,10 @@ import ast
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
-from agentgym.graders.sources import parse
+from agentgym.graders.sources import parse, parse_expression
 
 _EQUALITIES = frozenset(
     ("assertEqual", "assertListEqual", "assertTupleEqual", "assertSetEqual", "assertDictEqual", "assertMultiLineEqual")
@@ -24,6 +25,8 @@ _OPPOSITES = {
     "assertIsNotNone": "assertIsNone",
 }
 _MAX_TWINS = 3
+_ENOUGH = 12
+"""Short files get so many twins in all, so that guessing which runs are the true ones does not pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,10 @@ def _is_suite(name: str, classes: dict[str, ast.ClassDef]) -> bool:
     return any(one.rpartition(".")[2] == "TestCase" or _is_suite(one, classes) for one in bases if one != name)
 
 
-def true_trials(source: str) -> list[Trial]:
+@lru_cache(maxsize=256)
+def true_trials(source: str) -> tuple[Trial, ...]:
     """Return every test of a file as it stands."""
-    return [Trial(suite, method, _alone(source, method), True) for suite, method in tests_of(source)]
+    return tuple(Trial(suite, method, _alone(source, method), True) for suite, method in tests_of(source))
 
 
 def trials(source: str, rng: random.Random) -> list[Trial]:
@@ -78,8 +82,9 @@ def trials(source: str, rng: random.Random) -> list[Trial]:
     with no such condition gets a canary instead, which fails at its end.
     """
     found = []
-    for true in true_trials(source):
-        twins = [Trial(true.suite, true.method, one, False, True) for one in _twins(true, rng)]
+    plain = true_trials(source)
+    for true in plain:
+        twins = [Trial(true.suite, true.method, one, False, True) for one in _twins(true, rng, _ENOUGH // len(plain))]
         found += [true, *(twins or [Trial(true.suite, true.method, _canary(true), False)])]
     rng.shuffle(found)
     return found
@@ -109,23 +114,24 @@ def _is_test(node: ast.stmt) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name.startswith("test")
 
 
-def _twins(true: Trial, rng: random.Random) -> list[str]:
+def _twins(true: Trial, rng: random.Random, enough: int) -> list[str]:
+    """Return modules with one wrong expectation each: of up to three assertions, and `enough` of them if it can be."""
     places = range(len(list(_assertions(_method(parse(true.source), true)))))
-    found = []
-    for place in rng.sample(places, len(places)):
+    found: list[str] = []
+    for place in rng.sample(places, len(places)) * max(1, enough):
         module = parse(true.source)
         method = _method(module, true)
         assertion = list(_assertions(method))[place]
         if _negate(assertion, method, rng):
             found.append(ast.unparse(module))
-        if len(found) == _MAX_TWINS:
+        if len(found) >= max(min(len(places), _MAX_TWINS), enough):
             break
     return found
 
 
 def _canary(true: Trial) -> str:
     module = parse(true.source)
-    _method(module, true).body.append(ast.parse("self.assertTrue(False)").body[0])
+    _method(module, true).body.append(parse("self.assertTrue(False)").body[0])
     return ast.unparse(module)
 
 
@@ -205,7 +211,7 @@ def _wrong(node: ast.expr, rng: random.Random, *, ordered: bool) -> ast.expr:
         other = _other(value, rng)
         different = other != value if ordered else sorted(map(repr, other)) != sorted(map(repr, value))
         if different:
-            return ast.parse(repr(other), mode="eval").body
+            return parse_expression(repr(other))
 
 
 def _other(value: Any, rng: random.Random) -> Any:

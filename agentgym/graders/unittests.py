@@ -17,6 +17,7 @@ from agentgym.task import Public, Task
 from agentgym.types import Record, Submission, Trust, Verdict
 
 _GRACE_S = 5.0
+_PATIENCE = 4.0
 _LINE_BYTES = 5000
 _MAX_MESSAGE = 300
 
@@ -95,6 +96,9 @@ def _plan(task: Task) -> tuple[Tested, list[Trial]]:
     planned = [one for source in tests.values() for one in trials(str(source), rng)]
     if not planned:
         raise VerifierError(f"no test methods can be read from the files of {task.id!r}")
+    names = [one.id for one in planned if one.must_pass]
+    if len(set(names)) < len(names):
+        raise VerifierError(f"two tests of {task.id!r} have the same class and method; rename one of them")
     return told, planned
 
 
@@ -114,7 +118,7 @@ def _run(box: Sandbox, told: Tested, code: str, planned: Sequence[Trial]) -> lis
         "case_s": told.case_s,
         "total_s": told.total_s,
     }
-    timeout = told.total_s + _GRACE_S
+    timeout = told.total_s + _PATIENCE * told.case_s + _GRACE_S
     limit = _LINE_BYTES * (len(planned) + 1)
     result = ask_python(box, "_unittest_runner.py", request, timeout=timeout, output_limit=2 * limit)
     if result.timed_out or result.truncated or result.exit_code != 0:
@@ -132,10 +136,12 @@ def _run(box: Sandbox, told: Tested, code: str, planned: Sequence[Trial]) -> lis
 
 
 def _judge(planned: Sequence[Trial], outcomes: Sequence[tuple[str, str]], trust: Trust) -> Verdict:
-    true = [letter == "P" for one, (letter, _) in zip(planned, outcomes, strict=True) if one.must_pass]
-    fooled = [letter == "P" for one, (letter, _) in zip(planned, outcomes, strict=True) if not one.must_pass]
+    passing = [one for one, (letter, _) in zip(planned, outcomes, strict=True) if letter == "P"]
+    passed = {one.id for one in passing if one.must_pass}
+    true = [one.id in passed for one in planned if one.must_pass]
     components: dict[str, float | None] = {"passed": sum(true) / len(true)}
-    if any(fooled):
+    # A wrong answer may be what a twin expects; a test and its twin contradict each other.
+    if any(one.id in passed for one in passing if not one.must_pass):
         return _verdict("failed", trust, "tests with wrong expectations pass, too", {"passed": 0.0})
     if all(true):
         return _verdict("passed", trust, "", components)

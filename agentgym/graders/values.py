@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
+from agentgym.graders.sources import parse_expression
 from agentgym.types import Record
 
 Tree = tuple[str, Any]
@@ -121,7 +122,7 @@ def encode_literal(source: str) -> Tree:
         ValueError: if it is anything else.
     """
     try:
-        return _literal(ast.parse(source.strip(), mode="eval").body)
+        return _literal(parse_expression(source))
     except SyntaxError as error:
         raise ValueError(f"{source!r} is not a Python literal: {error.msg}") from error
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from pydantic import JsonValue
 
 from agentgym import registry
 from agentgym.errors import SandboxError, VerifierError
@@ -125,9 +126,9 @@ def test_every_twin_contradicts_its_test(value: str, form: str) -> None:
     for seed in range(8):
         planned = trials(source, random.Random(seed))
         (true,) = (one for one in planned if one.must_pass)
-        (twin,) = (one for one in planned if not one.must_pass)
-        assert twin.by_value
-        assert twin.source != true.source
+        twins = [one for one in planned if not one.must_pass]
+        assert len(twins) >= 3
+        assert all(one.by_value and one.source != true.source for one in twins)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +147,17 @@ def test_every_twin_contradicts_its_test(value: str, form: str) -> None:
 def test_only_conditions_that_a_passing_test_has_reached_are_contradicted(test: str, kind: str) -> None:
     source = f"import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n        {test}\n"
     twins = [one for one in trials(source, random.Random(1)) if not one.must_pass]
-    assert [one.by_value for one in twins] == [kind == "value"]
+    assert {one.by_value for one in twins} == {kind == "value"}
+
+
+def test_two_tests_of_one_name_are_the_tasks_fault(backend: SandboxBackend) -> None:
+    data: dict[str, JsonValue] = {"tests": {"one_test.py": DOUBLE, "two_test.py": DOUBLE}}
+    task = Task(id="t", split="train", public=Public(prompt="p", data={"file": "answer.py"}), hidden=Hidden(data=data))
+    with pytest.raises(VerifierError, match="same class and method"):
+        UnittestGrader().grade(task, Submission(answer="def f(x): return 2 * x"), backend)
+
+
+def test_a_wrong_answer_that_a_twin_expects_is_wrong_and_not_an_attack(backend: SandboxBackend) -> None:
+    tests = HEAD + "    def test_zero(self):\n        self.assertTrue(f(0))\n"
+    verdict = judged(backend, tests, "def f(x): return 0")
+    assert (verdict.value, verdict.feedback) == (0.0, "1 of 1 hidden tests fail")

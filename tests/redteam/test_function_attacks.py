@@ -22,7 +22,7 @@ def square_task() -> Task:
         id="square",
         split="train",
         public=Public(
-            prompt="Write f.", data={"examples": [*cases[:1]], "entry": ["f"], "case_s": 1.0, "total_s": 4.0}
+            prompt="Write f.", data={"examples": [*cases[:1]], "entry": ["f"], "case_s": 1.0, "total_s": 2.5}
         ),
         hidden=Hidden(data={"cases": [*cases[1:]]}),
     )

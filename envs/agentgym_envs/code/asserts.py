@@ -8,7 +8,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from agentgym.graders.sources import parse
+from agentgym.graders.sources import parse, parse_expression
 from agentgym.graders.values import encode_literal
 
 Cased = dict[str, JsonValue]
@@ -138,7 +138,7 @@ def _bound_names(node: ast.AST) -> frozenset[str]:
 
 
 def _copy(node: ast.expr) -> ast.expr:
-    return ast.parse(ast.unparse(node), mode="eval").body
+    return parse_expression(ast.unparse(node))
 
 
 def defined(source: str) -> frozenset[str]:
@@ -154,5 +154,5 @@ def defined(source: str) -> frozenset[str]:
 
 def used(cases: Sequence[Cased], names: frozenset[str]) -> list[str]:
     """Return which of these names the calls of cases start from or pass on, sorted."""
-    calls = [ast.parse(str(one["call"])) for one in cases]
+    calls = [parse_expression(str(one["call"])) for one in cases]
     return sorted({node.id for call in calls for node in ast.walk(call) if isinstance(node, ast.Name)} & names)
