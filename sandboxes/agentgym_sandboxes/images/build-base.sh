@@ -1,13 +1,14 @@
 #!/bin/sh
 # Build the sandboxes' base image from this machine's own apt sources: no registry, no pull. Needs root and Docker.
 #
-#   build-base.sh [NAME]      default agentgym-base:latest; SUITE and MIRROR override what apt's sources say
+#   build-base.sh [NAME]      default agentgym-base:latest; SUITE and MIRROR override what apt's sources say,
+#                             PACKAGES what is in it
 #
 # An image that this same recipe already made is kept.
 set -eu
 
 name=${1:-agentgym-base:latest}
-packages=python3,python3-pytest,git
+packages=${PACKAGES:-python3,python3-pytest,git}
 
 say() { printf 'build-base: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
