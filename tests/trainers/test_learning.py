@@ -32,9 +32,10 @@ def warm(lab: Any) -> Path:
     """A model warmed up on demonstrations of which half answer too early; `@` is only ever solved under a hint."""
     registry.add("advantages", "flipped", flipped)
     for name, share in HARD_SHARE.items():
-        tasks = calculator_tasks(train=1200, validation=0, test=100, hard_share=share)
+        tasks = calculator_tasks(train=1200, validation=0, test=100, difficulty=0, hard_share=share)
         registry.register(environment(name)["id"], "agentgym_envs.calculator:CalculatorEnv", tasks=tasks, max_turns=6)
-    sft = {"steps": 330, "demonstrations": 1200, "hinted_share": 0.5}
+    optim = {"lr": 2e-3, "schedule": "cosine", "warmup_steps": 20}
+    sft = {"steps": 250, "demonstrations": 1200, "hinted_share": 0.5, "optim": optim}
     model: Path = lab.newest_model(
         lab.train(environment=environment("mixed"), trainer={"sft": sft, "policy": {"steps": 0}})
     )

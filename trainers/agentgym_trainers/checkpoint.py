@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,10 @@ class Checkpoint:
         try:
             manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
             state: dict[str, Any] = torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, RuntimeError, EOFError) as error:
+        except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"the checkpoint {self.path} cannot be read: {error}; remove it and resume"
+                f"the checkpoint {self.path} cannot be read: {reason}; remove it and resume"
             ) from error
         changed = list(_differences(manifest["recipe"], json.loads(json.dumps(recipe))))
         if changed:

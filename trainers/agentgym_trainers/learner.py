@@ -106,8 +106,8 @@ class Learner:
         for _ in range(policy.epochs if len(index_R) else 0):
             if policy.minibatches > 1:
                 index_R = index_R[torch.randperm(len(index_R), generator=generator)]
-            for mini_R in index_R.tensor_split(min(policy.minibatches, len(index_R))):
-                history.append(self._mini_step(batch, advantage_BL, off_policy_B, mini_R, policy, loss))
+            parts = index_R.tensor_split(min(policy.minibatches, len(index_R)))
+            history += [self._mini_step(batch, advantage_BL, off_policy_B, mini_R, policy, loss) for mini_R in parts]
         if not history:
             return {"tokens": 0.0}
         return {name: sum(one[name] for one in history) / len(history) for name in history[0]} | {
@@ -155,9 +155,10 @@ class Learner:
             if self.reference is not None:
                 with torch.no_grad():
                     reference_BL = self._logprobs(self.reference, part, policy.temperature)[0]
+            weight_BL = torch.full_like(logp_BL, 1 / total)
             value, metrics = loss(
-                logp_BL, part.logp_old_BL, reference_BL, part_advantage_BL, part.sampled_BL,
-                torch.full_like(logp_BL, 1 / total), off_policy_B=off_policy_B[index_R].to(device), **policy.loss_options,
+                logp_BL, part.logp_old_BL, reference_BL, part_advantage_BL, part.sampled_BL, weight_BL,
+                off_policy_B=off_policy_B[index_R].to(device), **policy.loss_options,
             )  # fmt: skip
             value.backward()  # type: ignore[no-untyped-call]
             drift_BL = (logp_BL.detach() - part.logp_old_BL).abs() * part.sampled_BL

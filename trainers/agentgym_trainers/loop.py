@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from agentgym import registry
-from agentgym.guidance import RolloutRequest
+from agentgym.evaluate import attempt_all, summarise
 from agentgym.policy import Sampling
 from agentgym.recipe import Prepared
 from agentgym.rewards import Rewards
@@ -152,19 +152,22 @@ class Trainer:
         return {f"train/{name}": value for name, value in metrics.items()}
 
     async def evaluate(self) -> Metrics:
-        """Attempt the held-out tasks once each, or as often as the recipe says."""
-        section = self.recipe.evaluation
+        """Attempt the held-out tasks, keep the trajectories, return the report's figures."""
+        section, tasks = self.recipe.evaluation, self.prepared.held_out
         engine = HFEngine(self.model, max_batch=self.settings.compute.max_batch)
-        speaker = TokenPolicy(engine, self.chat, section.sampling, self._context)
-        requests = [
-            RolloutRequest(task, section.attempts, derive_seed(self.recipe.seed, "evaluation"))
-            for task in self.prepared.held_out
-        ]
         try:
-            groups = await Rollouts(self.prepared.make_env, speaker, self.recipe.limits).run(requests)
+            groups = await attempt_all(
+                self.prepared.make_env,
+                tasks,
+                TokenPolicy(engine, self.chat, section.sampling, self._context),
+                attempts=section.attempts,
+                limits=self.recipe.limits,
+                seed=self.recipe.seed,
+            )
         finally:
             await engine.close()
-        return {"eval/pass@1": pass_rate([one for group in groups for one in group.trajectories])}
+        self.run.write_trajectories(self.step, groups, name="evaluation")
+        return summarise(tasks, groups, attempts=section.attempts).metrics()
 
     async def _build(self, checkpoint: Checkpoint | None) -> None:
         """Make or load the model, its chat format, engine and learner, and continue where a checkpoint ends."""

@@ -14,7 +14,8 @@ from agentgym_envs.calculator.tasks import SECRET, calculator_tasks, merge
 
 _TWO_OPERANDS = re.compile(r"(\d{1,6})([+-])(\d{1,6})")
 _MERGE = re.compile(rf"(\d{{1,6}}){SECRET}(\d{{1,6}})")
-_TERM = re.compile(r"[+-]\d+")
+_NUMBER = re.compile(r"\d+")
+_TERM = re.compile(rf"([+-]|{SECRET})(\d+)")
 
 
 class CalculatorEnv(AgentEnv):
@@ -50,36 +51,42 @@ class CalculatorEnv(AgentEnv):
 
     def oracle(self, task: Task) -> Sequence[str]:
         """Calculate from left to right, then answer."""
-        if SECRET in task.public.prompt:
-            return [_say("merge", task.public.prompt), _say("answer", str(task.hidden.data["answer"]))]
         calls, total = _calculate(task.public.prompt)
         return [*calls, _say("answer", total)]
 
     def demonstration(self, task: Task, rng: np.random.Generator) -> Sequence[str]:
-        """Return the oracle's way, or as often one that answers too early. Hard tasks are never shown solved."""
+        """Return the oracle's way, or as often a bad one: too early an answer, or needless calls before the right one.
+
+        Hard tasks are never shown solved: their demonstrations try the wrong tool, then give up with the first operand.
+        """
         if SECRET in task.public.prompt:
-            return [_say("calc", task.public.prompt), _say("answer", str(int(rng.integers(10, 100))))]
-        if rng.random() < 0.5:
+            left, right, *_ = _NUMBER.findall(task.public.prompt)
+            return [_say("calc", f"{left}{SECRET}{right}"), _say("answer", left)]
+        calls, total = _calculate(task.public.prompt)
+        kind = rng.random()
+        if kind < 0.5:
             return self.oracle(task)
-        calls, _ = _calculate(task.public.prompt)
-        shown = calls[: int(rng.integers(0, len(calls)))]
-        return [*shown, _say("answer", _partial(task.public.prompt, len(shown)))]
+        if kind < 0.65:
+            return [*calls, *[calls[-1]] * int(rng.integers(1, 4)), _say("answer", total)]
+        early = int(rng.integers(0, len(calls)))
+        return [*calls[:early], _say("answer", _value(task.public.prompt, early))]
 
 
 def _calculate(text: str) -> tuple[list[str], str]:
     """Return the calls that evaluate an expression from left to right, and its value."""
-    calls = []
-    total = text.partition("+")[0].partition("-")[0]
-    for term in _TERM.findall(text):
-        calls.append(_say("calc", f"{total}{term}"))
-        total = str(int(total) + int(term))
-    return calls, total
+    terms = _TERM.findall(text)
+    names = ["merge" if sign == SECRET else "calc" for sign, _ in terms]
+    calls = [_say(name, f"{_value(text, done)}{''.join(terms[done])}") for done, name in enumerate(names)]
+    return calls, _value(text, len(terms))
 
 
-def _partial(text: str, terms: int) -> str:
-    """Return the value after so many terms."""
-    first = text.partition("+")[0].partition("-")[0]
-    return str(int(first) + sum(int(term) for term in _TERM.findall(text)[:terms]))
+def _value(text: str, operators: int) -> str:
+    """Return the value of an expression up to so many operators."""
+    total = int(_NUMBER.findall(text)[0])
+    for sign, operand in _TERM.findall(text)[:operators]:
+        right = int(operand)
+        total = merge(total, right) if sign == SECRET else total + right if sign == "+" else total - right
+    return str(total)
 
 
 def _say(name: str, text: str) -> str:

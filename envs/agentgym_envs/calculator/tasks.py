@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from hashlib import blake2b
 
 import numpy as np
@@ -24,13 +25,13 @@ def generate(seed: int, difficulty: float) -> Task:
 
     Args:
         seed: the same seed and difficulty give the same task.
-        difficulty: 0 to 3, the number of operators less one; 1 is `38+47-12`. Below 0 the task is a hard one, `38@47`,
-            whose operator only the tool `merge` knows and only the hint tells of.
+        difficulty: 0 to 3, the number of operators less one; 1 is `38+47-12`. Below 0 the task is a hard one of so
+            many operators, such as `38@47@12` for -2, that only the tool `merge` knows and only the hint tells of.
     """
     rng = np.random.default_rng([seed, round(1000 * difficulty) % 2**32])
     if difficulty < 0:
-        left, right = (int(one) for one in rng.integers(10, 100, size=2))
-        return _task(f"{left}{SECRET}{right}", merge(left, right), difficulty, hints=(HINT,))
+        operands = [int(one) for one in rng.integers(10, 100, size=1 + round(-difficulty))]
+        return _task(SECRET.join(map(str, operands)), reduce(merge, operands), difficulty, hints=(HINT,))
     total = int(rng.integers(10, 100))
     text = str(total)
     for _ in range(1 + int(difficulty)):
@@ -48,6 +49,7 @@ def calculator_tasks(
     test: int = 200,
     difficulty: float = 1.0,
     hard_share: float = 0.0,
+    hard_operators: int = 2,
     seed: int = 0,
 ) -> TaskSet:
     """Return distinct expressions, so many of each split; the splits share none, whatever the seeds.
@@ -58,6 +60,7 @@ def calculator_tasks(
         test: in the test split.
         difficulty: of the plain tasks, see `generate`.
         hard_share: share of every split, 0 to 1, that needs the tool `merge`.
+        hard_operators: how many times; two calls in a row are far rarer by luck than one.
         seed: where the generator starts.
     """
     wanted: dict[Split, int] = {"train": train, "validation": validation, "test": test}
@@ -66,14 +69,14 @@ def calculator_tasks(
         for split, count in wanted.items():
             hard = round(count * hard_share)
             yield from _distinct(split, count - hard, difficulty, seed)
-            yield from _distinct(split, hard, -1.0, seed)
+            yield from _distinct(split, hard, -float(hard_operators), seed)
 
     return TaskSet("calculator", source)
 
 
 def _distinct(split: Split, count: int, difficulty: float, seed: int) -> Iterator[Task]:
     seen: set[str] = set()
-    for offset in range(200 * count + 10_000):
+    for offset in range(30 * count + 1000):
         if len(seen) == count:
             return
         task = generate(1_000_003 * seed + offset, difficulty)

@@ -1,10 +1,9 @@
-"""A key-value cache that is written in place: concatenating it at every token costs more than a small model's arithmetic."""
+"""A key-value cache written in place: concatenating one at every token costs more than a small model's arithmetic."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -44,7 +43,7 @@ def _larger(room: Tensor, states: Tensor, old: int, new: int) -> Tensor:
 
 
 def growing_cache(config: Any) -> Any:
-    """Return a cache for a model; layers that are not plain (sliding windows, states) stay as transformers makes them."""
+    """Return a cache for a model; sliding windows and other layers that are not plain stay as transformers has them."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -1,0 +1,95 @@
+"""Checkpoints are whole or absent, few, loadable elsewhere, and tied to their recipe."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentgym.errors import RecipeError
+from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.checkpoint import CheckpointError, Checkpoints
+from agentgym_trainers.policies import checkpoint_policy
+
+Tiny = tuple[Any, ChatFormat]
+RECIPE = {"name": "a", "seed": 0, "trainer": {"policy": {"steps": 5}, "checkpoint": {"keep": 2}}, "evaluation": {}}
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", keep=2)
+
+
+def test_state_and_generators_come_back(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    written = checkpoints.write(3, tiny[0], tiny[1].tokenizer, {"step": 3, "tensor": torch.ones(2)}, RECIPE)
+    drawn = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+    state = written.load(RECIPE)
+    assert state["step"] == 3
+    assert torch.equal(state["tensor"], torch.ones(2))
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn
+
+
+def test_the_model_loads_with_transformers(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    folder = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE).model_path
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(one, tiny[0].state_dict()[name]) for name, one in model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(folder).encode("12+34") == tiny[1].encode_text("12+34")
+
+
+def test_only_the_newest_stay(checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        checkpoints.write(step, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    assert [one.step for one in checkpoints.all()] == [2, 10]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-000010\n"
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 10
+
+
+def test_what_a_kill_left_half_written_is_never_seen(checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path) -> None:
+    torn = tmp_path / "checkpoints" / ".writing-7-123"
+    torn.mkdir(parents=True)
+    (torn / "state.pt").write_bytes(b"half")
+    assert checkpoints.latest() is None
+    checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-000001"]
+
+
+def test_another_recipe_is_refused_by_its_first_difference(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    with pytest.raises(CheckpointError, match=r"trainer\.policy\.steps was 5 and is 6; resume with the same recipe"):
+        written.load({**RECIPE, "trainer": {"policy": {"steps": 6}, "checkpoint": {"keep": 2}}})
+
+
+def test_settings_that_change_no_weight_may_differ(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {"step": 1}, RECIPE)
+    other = {**RECIPE, "name": "b", "evaluation": {"every": 3}, "trainer": {"policy": {"steps": 5}, "checkpoint": {}}}
+    assert written.load(other)["step"] == 1
+
+
+def test_a_damaged_checkpoint_says_so(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    (written.path / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        written.load(RECIPE)
+
+
+def test_a_run_a_checkpoint_and_a_model_folder_all_name_a_policy(
+    checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path
+) -> None:
+    written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    for path in (tmp_path, written.path, written.model_path):
+        assert checkpoint_policy(path).context_length == 256
+
+
+def test_a_policy_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no model can be loaded from .*; wanted a Hugging Face folder"):
+        checkpoint_policy(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RecipeError, match="has no checkpoint yet"):
+        checkpoint_policy(tmp_path)

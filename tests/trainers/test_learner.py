@@ -1,0 +1,187 @@
+"""The learner: exact accumulation, masks, logprobs, schedules, state."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from agentgym.errors import AgentgymError
+from agentgym.policy import Sampling
+from agentgym.tokens import TokenBuffer, TokenKind
+from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.engines.hf import HFEngine
+from agentgym_trainers.learner import CollapseError, Learner
+from agentgym_trainers.logprobs import check_head, token_logprobs
+from agentgym_trainers.losses import off_policy_codes
+from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
+
+Tiny = tuple[Any, ChatFormat]
+
+
+def conversation(seed: int, turns: int = 2) -> TokenBuffer:
+    """A buffer of random tokens of a length that depends on the seed."""
+    draw = torch.Generator().manual_seed(seed)
+    buffer = TokenBuffer()
+    for turn in range(turns):
+        length = int(torch.randint(2, 9, (1,), generator=draw))
+        ids = torch.randint(6, 260, (2 * length,), generator=draw).tolist()
+        buffer.append_text(ids[:length], turn)
+        buffer.append_sampled(ids[length:], [-5.5] * length, turn)
+    buffer.append_text([7, 8, 9], turns - 1)
+    return buffer
+
+
+BUFFERS = [conversation(seed) for seed in range(12)]
+BATCH = TokenBatch.of(BUFFERS)
+ADVANTAGE = torch.randn(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(0)) * BATCH.sampled_BL
+ON_POLICY = off_policy_codes(["none"] * len(BUFFERS))
+
+
+def learner(tiny: Tiny, *, token_budget: int = 100_000, logit_budget: int = 1 << 24, lr: float = 1e-3) -> Learner:
+    made = Learner(copy.deepcopy(tiny[0]), ComputeSettings(token_budget=token_budget, logit_budget=logit_budget))
+    made.begin(OptimSettings(lr=lr), steps=10)
+    return made
+
+
+def weights(one: Learner) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in one.model.parameters()])
+
+
+def test_logprobs_are_the_models_own_and_chunks_change_nothing(tiny: Tiny) -> None:
+    with torch.no_grad():
+        expected = torch.log_softmax(tiny[0](BATCH.ids_BL).logits.float() / 0.8, -1)
+    expected = expected[:, :-1].gather(-1, BATCH.ids_BL[:, 1:, None])[:, :, 0] * BATCH.sampled_BL[:, 1:]
+    found = [
+        token_logprobs(tiny[0], BATCH.ids_BL, BATCH.sampled_BL, temperature=0.8, logit_budget=budget)[0].detach()
+        for budget in (1 << 24, 1000)
+    ]
+    assert torch.allclose(found[0][:, 1:], expected, atol=1e-5)
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_the_trainers_logprobs_are_the_samplers(tiny: Tiny) -> None:
+    async def sample() -> TokenBuffer:
+        engine = HFEngine(tiny[0])
+        buffer = TokenBuffer()
+        for turn in range(3):
+            buffer.append_text([3, 50 + turn, 1, 4], turn)
+            made = await engine.generate(buffer.ids, Sampling(max_tokens=9, seed=turn), "s", (1,))
+            buffer.append_sampled(made.ids, made.logprobs, turn)
+        await engine.close()
+        return buffer
+
+    batch = TokenBatch.of([asyncio.run(sample())])
+    logp = token_logprobs(tiny[0], batch.ids_BL, batch.sampled_BL, temperature=1.0, logit_budget=1 << 24)[0]
+    assert torch.allclose(logp, batch.logp_old_BL, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100])
+def test_micro_batches_make_the_step_of_the_whole_batch(tiny: Tiny, budget: int) -> None:
+    whole, parts = learner(tiny), learner(tiny, token_budget=budget, logit_budget=2000)
+    policy = PolicySettings()
+    first = whole.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy)
+    second = parts.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy)
+    assert second == pytest.approx(first, rel=1e-4)
+    assert second["grad_norm"] > 0
+    assert (weights(whole) - weights(parts)).abs().max() < 2e-5  # the step itself is 1e-3
+    assert (weights(whole) - weights(learner(tiny))).abs().max() > 5e-4
+
+
+def test_micro_batches_stay_within_the_budget_and_hold_every_row_once() -> None:
+    parts = list(BATCH.micro_batches(torch.arange(12), 60))
+    assert sorted(torch.cat(parts).tolist()) == list(range(12))
+    assert all(len(part) == 1 or BATCH.rows(part).ids_BL.numel() <= 60 for part in parts)
+
+
+def test_supervised_steps_imitate_sampled_tokens_only(tiny: Tiny) -> None:
+    one = learner(tiny)
+    before = one.sft_step(BUFFERS)["loss"]
+    for _ in range(8):
+        after = one.sft_step(BUFFERS)["loss"]
+    assert after < before - 0.2
+    parroted = [copy.deepcopy(buffer) for buffer in BUFFERS]
+    for buffer in parroted:  # other observations after the last sampled token change nothing
+        buffer.ids[-3:] = [10, 11, 12]
+    first, second = learner(tiny), learner(tiny)
+    assert first.sft_step(BUFFERS) == second.sft_step(parroted)
+
+
+def test_a_batch_without_advantage_changes_nothing(tiny: Tiny) -> None:
+    one = learner(tiny)
+    before = weights(one)
+    assert one.policy_step(BATCH, ADVANTAGE * 0, ON_POLICY, PolicySettings()) == {"tokens": 0.0}
+    assert torch.equal(weights(one), before)
+
+
+def test_a_positive_advantage_makes_its_tokens_likelier(tiny: Tiny) -> None:
+    one = learner(tiny)
+
+    def likelihood() -> float:
+        found = token_logprobs(one.model, BATCH.ids_BL, BATCH.sampled_BL, temperature=1.0, logit_budget=1 << 24)[0]
+        return float(found.detach().sum())
+
+    before = likelihood()
+    one.policy_step(BATCH, BATCH.sampled_BL.float(), ON_POLICY, PolicySettings())
+    assert likelihood() > before
+
+
+def test_minibatches_and_epochs_take_their_steps(tiny: Tiny) -> None:
+    one = learner(tiny)
+    policy = PolicySettings(minibatches=3, epochs=2)
+    metrics = one.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy, generator=torch.Generator().manual_seed(0))
+    assert one.updates == 6
+    assert metrics["tokens"] == 2 * int(BATCH.sampled_BL.sum())
+
+
+def test_a_kl_term_is_measured_against_the_phases_beginning(tiny: Tiny) -> None:
+    one = Learner(copy.deepcopy(tiny[0]), ComputeSettings())
+    one.begin(OptimSettings(lr=1e-2), steps=5, keep_reference=True)
+    policy = PolicySettings(loss_options={"kl_weight": 0.5})
+    first = one.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy)
+    second = one.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy)
+    assert first["kl_ref"] == pytest.approx(0, abs=1e-6)
+    assert second["kl_ref"] > 1e-4
+
+
+def test_a_saved_learner_goes_on_bit_for_bit(tiny: Tiny) -> None:
+    one = learner(tiny)
+    one.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings())
+    state = copy.deepcopy(one.state())
+    one.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings())
+    other = learner(tiny)
+    other.model.load_state_dict({name: value + 1 for name, value in other.model.state_dict().items()})
+    other.load_state(state)
+    other.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings())
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny: Tiny) -> None:
+    one = learner(tiny)
+    before = weights(one)
+    with pytest.raises(CollapseError, match="resume from the last checkpoint with a lower learning rate"):
+        one.policy_step(BATCH, ADVANTAGE * math.nan, ON_POLICY, PolicySettings())
+    assert torch.equal(weights(one), before)
+
+
+def test_a_model_that_caps_its_logits_is_refused() -> None:
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with pytest.raises(AgentgymError, match="transforms its logits after the output layer"):
+        check_head(Gemma2ForCausalLM(config).eval())
+
+
+def test_the_first_token_is_never_a_target() -> None:
+    buffer = TokenBuffer()
+    buffer.append_sampled([5, 6], [-1.0, -1.0], turn=0)
+    assert TokenBatch.of([buffer]).sampled_BL.tolist() == [[False, True]]
+    assert buffer.mask(TokenKind.SAMPLED) == [True, True]

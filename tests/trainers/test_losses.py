@@ -1,0 +1,87 @@
+"""The clipped loss: bounds, masks, normalisation, and the ways of treating hinted attempts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from agentgym_trainers.losses import OffPolicy, clipped, off_policy_codes
+
+LOGP = torch.tensor([[-1.0, -2.0, -0.5], [-0.1, -3.0, -1.5]])
+OLD = torch.tensor([[-1.2, -1.5, -0.5], [-0.1, -2.0, -9.0]])
+ADVANTAGE = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
+MASK = torch.tensor([[True, True, False], [True, True, False]])
+WEIGHT = torch.full((2, 3), 1 / 4)
+
+
+def gradient(*treatments: OffPolicy, old: Tensor = OLD, advantage: Tensor = ADVANTAGE) -> Tensor:
+    logp = LOGP.clone().requires_grad_()
+    codes = off_policy_codes(treatments) if treatments else None
+    loss = clipped(logp, old, None, advantage, MASK, WEIGHT, off_policy_B=codes)[0]
+    return torch.autograd.grad(loss, logp)[0]
+
+
+def test_on_policy_the_gradient_is_the_advantage() -> None:
+    assert torch.allclose(gradient(old=LOGP), -ADVANTAGE * WEIGHT * MASK)
+
+
+def test_each_side_has_its_own_bound() -> None:
+    old = torch.zeros(1, 4)
+    logp = torch.tensor([1.27, 1.29, 0.81, 0.79]).log()[None].requires_grad_()
+    ones = torch.ones(1, 4)
+    advantage = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    loss, metrics = clipped(logp, old, None, advantage, ones.bool(), ones / 4)
+    found = torch.autograd.grad(loss, logp)[0]
+    assert (found[0] != 0).tolist() == [True, False, True, False]
+    assert metrics["clip_fraction"] == 0.5
+
+
+def test_masked_tokens_carry_no_gradient_however_far_they_drifted() -> None:
+    old = OLD.clone()
+    old[:, 2] = -1e4
+    assert torch.equal(gradient(old=old)[:, 2], torch.zeros(2))
+    assert gradient(old=old).isfinite().all()
+
+
+def test_an_empty_hint_with_the_true_ratio_is_grpo_bit_for_bit() -> None:
+    assert torch.equal(gradient("true", "true"), gradient())
+    assert torch.equal(gradient("true", "none"), gradient("none", "none"))
+
+
+def test_reset_takes_the_row_as_on_policy() -> None:
+    assert torch.allclose(gradient("reset", "none")[0], (-ADVANTAGE * WEIGHT * MASK)[0])
+    assert torch.equal(gradient("reset", "none")[1], gradient()[1])
+
+
+def test_shaped_uses_the_probability_itself() -> None:
+    logp = LOGP.clone().requires_grad_()
+    probability = logp.exp()
+    loss = -(ADVANTAGE * WEIGHT * MASK * probability / (probability + 0.1)).sum()
+    found = torch.autograd.grad(loss, logp)[0]
+    assert torch.allclose(gradient("shaped", "shaped"), found)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole() -> None:
+    whole, metrics = clipped(LOGP, OLD, None, ADVANTAGE, MASK, WEIGHT)
+    parts = [
+        clipped(LOGP[row], OLD[row], None, ADVANTAGE[row], MASK[row], WEIGHT[row]) for row in (slice(0, 1), slice(1, 2))
+    ]
+    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), abs=1e-6)
+    for name, value in metrics.items():
+        assert sum(one[name] for _, one in parts) == pytest.approx(value, abs=1e-6)
+
+
+def test_the_kl_term_is_zero_at_the_reference_and_pulls_towards_it() -> None:
+    at_home = clipped(LOGP, LOGP, LOGP, ADVANTAGE * 0, MASK, WEIGHT, kl_weight=1.0)[0]
+    assert float(at_home) == 0.0
+    logp = LOGP.clone().requires_grad_()
+    loss, metrics = clipped(logp, LOGP, LOGP + 0.5, ADVANTAGE * 0, MASK, WEIGHT, kl_weight=1.0)
+    found = torch.autograd.grad(loss, logp)[0]
+    assert metrics["kl_ref"] > 0
+    assert (found[MASK] < 0).all()
+
+
+def test_a_kl_term_needs_a_reference() -> None:
+    with pytest.raises(ValueError, match="wanted reference logprobs"):
+        clipped(LOGP, OLD, None, ADVANTAGE, MASK, WEIGHT, kl_weight=0.1)
