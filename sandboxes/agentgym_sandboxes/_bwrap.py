@@ -28,6 +28,7 @@ _ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _ETC_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/pki")
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 _NAMESPACES = ("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
+_PARTLY = "bubblewrap works here only in part, so sandboxes have %s: %s"
 _HINT = "or write `trusted: true` to run without isolation"
 
 # The shell is PID 1 of the namespace: it reaps orphans, tells signals apart, and when it ends the kernel has killed
@@ -107,7 +108,9 @@ def find(base: Path) -> Bubblewrap:
     for proc in (True, False):
         looser = Bubblewrap(program, known - {"--disable-userns"}, proc)
         if _why_not(looser, base) is None:
-            logger.info("bubblewrap works here only in part proc=%s: %s", proc, reason)
+            logger.log(
+                logging.INFO if proc else logging.WARNING, _PARTLY, "nested namespaces" if proc else "no /proc", reason
+            )
             return looser
     raise SandboxError(
         f"bubblewrap cannot make a sandbox here ({reason}): allow unprivileged user namespaces (in a container, by its "

@@ -101,6 +101,13 @@ def test_another_user_is_refused_by_name(box: Sandbox) -> None:
 
 def test_python_and_the_usual_tools_are_there(box: Sandbox) -> None:
     assert box.exec("python3 -c 'import json, sqlite3, ssl' && which sed awk grep tar").ok
-    assert box.exec("echo x | tee /dev/stderr >/dev/null && head -c 1 /dev/urandom | wc -c").stdout.strip() == b"1"
+    assert box.exec("echo x > /dev/null && head -c 1 /dev/urandom | wc -c").stdout.strip() == b"1"
     multiprocessing = "import multiprocessing as m; print(m.Pool(2).map(abs, [-1]))"
     assert box.exec(["python3", "-c", multiprocessing]).stdout == b"[1]\n"
+
+
+def test_streams_can_be_opened_again_by_name(box: Sandbox) -> None:
+    if not box.exec("test -e /proc/self/fd").ok:
+        pytest.skip("this machine forbids a sandbox its own /proc, of which these names are a part")
+    result = box.exec("cat /dev/stdin > /dev/stdout; echo err > /dev/stderr", stdin=b"in")
+    assert (result.stdout, result.stderr) == (b"in", b"err\n")
