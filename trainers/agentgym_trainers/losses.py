@@ -10,11 +10,11 @@ from torch import Tensor
 
 OffPolicy = Literal["none", "true", "shaped", "reset"]
 SHAPE = 0.1
-_CODES: Mapping[OffPolicy, int] = {"none": 0, "true": 0, "shaped": 1, "reset": 2}
+_CODES: Mapping[OffPolicy, int] = {"none": 0, "true": 1, "shaped": 2, "reset": 3}
 
 
 def off_policy_codes(treatments: Sequence[OffPolicy]) -> Tensor:
-    """Return [B] int64 for `clipped`; `true` is the ordinary ratio, because `logp_old` is the hinted behaviour's."""
+    """Return [B] int64 for `clipped`: 0 none, 1 true, 2 shaped, 3 reset."""
     return torch.tensor([_CODES[one] for one in treatments], dtype=torch.long)
 
 
@@ -33,9 +33,9 @@ def clipped(
 ) -> tuple[Tensor, dict[str, float]]:
     """PPO's clipped objective with its own bound on each side (DAPO), and an optional k3 KL to a reference.
 
-    Rows sampled under a hint and trained without it choose their ratio by `off_policy_B`: 0 is
-    exp(logp - logp_old), clipped (Guide); 1 is p / (p + 0.1) with p the token's probability now (AMPO's shaping);
-    2 takes the row as on-policy.
+    Rows sampled under a hint and trained without it choose their ratio by `off_policy_B`: 1 is exp(logp - logp_old),
+    clipped, the same as for on-policy rows because logp_old is the hinted behaviour's (Guide); 2 is p / (p + 0.1)
+    with p the token's probability now (AMPO's shaping); 3 takes the row as on-policy.
 
     Args:
         logp_BL: the trained model's logprobs, with gradient.
@@ -63,17 +63,14 @@ def clipped(
     bounded_BL = ratio_BL.clamp(1 - clip_low, 1 + clip_high)
     gain_BL = torch.minimum(ratio_BL * advantage_BL, bounded_BL * advantage_BL)
     cut_BL = (gain_BL < ratio_BL * advantage_BL) & mask_BL
-    if off_policy_B is not None and bool((off_policy_B > 0).any()):
+    if off_policy_B is not None and bool((off_policy_B > 1).any()):
         free_BL = _free_ratio(logp_BL, off_policy_B)
-        chosen_B1 = (off_policy_B > 0)[:, None]
+        chosen_B1 = (off_policy_B > 1)[:, None]
         gain_BL = torch.where(chosen_B1, free_BL * advantage_BL, gain_BL)
         cut_BL = cut_BL & ~chosen_B1
     loss = -(weight_BL * gain_BL).sum()
-    kl = logp_BL.new_zeros(())
-    if logp_ref_BL is not None:
-        back_BL = torch.where(mask_BL, logp_ref_BL - logp_BL, torch.zeros_like(logp_BL))
-        kl = (weight_BL * (back_BL.exp() - back_BL - 1)).sum()
-        loss = loss + kl_weight * kl
+    kl = _k3(logp_BL, logp_ref_BL, weight_BL)
+    loss = loss + kl_weight * kl
     metrics = {
         "clip_fraction": float((cut_BL * weight_BL).sum()),
         "ratio": float((ratio_BL.detach() * weight_BL).sum()),
@@ -82,9 +79,17 @@ def clipped(
     return loss, metrics
 
 
+def _k3(logp_BL: Tensor, logp_ref_BL: Tensor | None, weight_BL: Tensor) -> Tensor:
+    """Return Schulman's k3 estimate of KL(policy || reference), weighted; 0 without a reference."""
+    if logp_ref_BL is None:
+        return logp_BL.new_zeros(())
+    back_BL = torch.where(weight_BL > 0, logp_ref_BL - logp_BL, torch.zeros_like(logp_BL))
+    return (weight_BL * (back_BL.exp() - back_BL - 1)).sum()
+
+
 def _free_ratio(logp_BL: Tensor, off_policy_B: Tensor) -> Tensor:
     """Return ratios that need no behaviour: shaped probabilities, or 1 with the gradient of the logprob."""
     probability_BL = logp_BL.exp()
     shaped_BL = probability_BL / (probability_BL + SHAPE)
     reset_BL = (logp_BL - logp_BL.detach()).exp()
-    return torch.where((off_policy_B == 1)[:, None], shaped_BL, reset_BL)
+    return torch.where((off_policy_B == 2)[:, None], shaped_BL, reset_BL)

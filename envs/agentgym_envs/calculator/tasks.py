@@ -49,7 +49,7 @@ def calculator_tasks(
     test: int = 200,
     difficulty: float = 1.0,
     hard_share: float = 0.0,
-    hard_operators: int = 2,
+    hard_operators: int = 1,
     seed: int = 0,
 ) -> TaskSet:
     """Return distinct expressions, so many of each split; the splits share none, whatever the seeds.
