@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from docker import APIClient
-from docker.errors import APIError
+from docker.errors import APIError, DockerException
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import ExecResult
@@ -52,7 +52,9 @@ class DockerExec:
                 read_for(_GRACE_S)
         if not ended and not self._ended(handle, time.monotonic() + _GRACE_S):
             raise SandboxError(f"a command in container {self._container[:12]} survived SIGKILL for {_GRACE_S:.0f} s")
-        code = int(self._api.exec_inspect(handle)["ExitCode"])
+        code = self._api.exec_inspect(handle)["ExitCode"]
+        if code is None:
+            raise DockerException("the daemon lost the command's exit code")
         return ExecResult(
             exit_code=code if ended else None,
             stdout=out.value(),

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from agentgym.errors import MissingExtraError, SandboxError
@@ -84,8 +85,9 @@ class DockerBackend:
             container = str(api.create_container(image, **self._settings(api, spec))["Id"])
             api.start(container)
         except (DockerException, requests.RequestException) as error:
-            if container:
-                api.remove_container(container, v=True, force=True)
+            with suppress(DockerException, requests.RequestException):
+                if container:
+                    api.remove_container(container, v=True, force=True)
             reason = error.explanation if isinstance(error, APIError) else error
             raise SandboxError(f"Docker refused to start a sandbox from {image!r}: {reason}") from error
         sandbox = DockerSandbox(api, container, _pids(spec), Lifetime(container[:12], spec.ttl_s), self._forget)
