@@ -95,17 +95,16 @@ class CodeEnv(AgentEnv):
         return [*(_call("test", one) for one in tried), _call("submit", _reference(task, "code"))]
 
     def demonstration(self, task: Task, rng: np.random.Generator) -> Sequence[str]:
-        """Return one scripted attempt; the share `bad` of them guesses, or does not mend what it saw fail.
+        """Return one scripted attempt; the share `bad` of them guesses, or hands in an attempt that it saw fail.
 
         It does not know the hints: a task that needs one is attempted in vain.
         """
         script = _script(task)
         if rng.random() < self.bad:
-            if rng.random() < 0.5 or not script.tests:
+            if rng.random() < 0.2 or not script.tests:
                 return [_call("submit", script.guess)]
-            return [*(_call("test", one) for one in script.tests), _call("submit", script.tests[-1])]
-        checked = (script.code,) if rng.random() < 0.5 else ()
-        return [*(_call("test", one) for one in (*script.tests, *checked)), _call("submit", script.code)]
+            return [*(_call("test", one) for one in (*script.tests, script.code)), _call("submit", script.tests[-1])]
+        return [*(_call("test", one) for one in (*script.tests, script.code)), _call("submit", script.code)]
 
 
 class _Script(Record):

@@ -41,7 +41,7 @@ def generate(seed: int, difficulty: float = 1.0, *, hard: bool = False) -> Task:
 
     Args:
         seed: which task.
-        difficulty: below 1 the constants have one digit, from 2 on all operators occur, from 3 on two constants are
+        difficulty: below 1 the numbers have one digit, from 2 on all operators occur, from 3 on two constants are
             open (two failing rounds), from 4 on they have three digits.
         hard: leave an operator open too, which no example reveals; the task's hint does.
     """
@@ -79,11 +79,12 @@ def generate(seed: int, difficulty: float = 1.0, *, hard: bool = False) -> Task:
 
 def _body(rng: np.random.Generator, difficulty: float, hard: bool) -> Body:
     terms = _HARD if hard else _EASY if difficulty < 2 else _ALL
-    first = str(rng.choice(terms)).format(a=int(rng.integers(2, 10)))
+    factors = (2, 10) if difficulty < 1 else (10, 100)
+    first = str(rng.choice(terms)).format(a=int(rng.integers(*factors)))
     if difficulty < 3:
         return Body(first, (0,))
     edge = int(rng.integers(5, 10))
-    second = str(rng.choice(terms)).format(a=int(rng.integers(2, 10))).replace("x", f"(x-{edge})")
+    second = str(rng.choice(terms)).format(a=int(rng.integers(*factors))).replace("x", f"(x-{edge})")
     return Body(f"{first} if x<{edge} else {second}", (0, edge))
 
 
