@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class _OneLine(logging.Formatter):
     """Tells an exception by its last line."""
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 -- the standard library's name
+    def formatException(self, ei: Any) -> str:
         """Return the exception without its traceback."""
         return f"  {traceback.format_exception_only(*ei[:2])[-1].strip()}; --debug shows where"
 

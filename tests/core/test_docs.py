@@ -29,13 +29,8 @@ def test_the_first_screen_has_both_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists_and_its_help_has_an_example(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from agentgym.cli import main; main()", command, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,  # fmt: skip
-    )
+    program = [sys.executable, "-c", "from agentgym.cli import main; main()"]
+    done = subprocess.run([*program, command, "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert f"agentgym {command}" in done.stdout
 
