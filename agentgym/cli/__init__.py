@@ -16,7 +16,9 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run one command; a failure of ours is one sentence and exit code 2, an interrupt is 130."""
-    # Both end a command the same way, with everything closed that it had opened.
+    # Both end a command the same way, with everything closed that it had opened, also in a script's background job,
+    # which is started with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     code: int | str | None = 0
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,8 +42,22 @@ _INIT = (
 
 def limits(spec: SandboxSpec, *, pids: bool = True) -> list[str]:
     """Return the prefix that puts resource limits on a command."""
-    argv = ["prlimit", f"--as={spec.memory_mb << 20}", "--core=0", "--nofile=1024", f"--fsize={_MAX_FILE_BYTES}"]
+    argv = [
+        *_default_signals(),
+        "prlimit",
+        f"--as={spec.memory_mb << 20}",
+        "--core=0",
+        "--nofile=1024",
+        f"--fsize={_MAX_FILE_BYTES}",
+    ]
     return [*argv, f"--nproc={spec.pids + 1}"] if pids else argv
+
+
+def _default_signals() -> list[str]:
+    # What this process ignores, a command would ignore too: background jobs of a script ignore SIGINT.
+    names = ("HUP", "INT", "QUIT", "TERM")
+    ignored = [name for name in names if signal.getsignal(signal.Signals[f"SIG{name}"]) is signal.SIG_IGN]
+    return ["env", f"--default-signal={','.join(ignored)}"] if ignored else []
 
 
 def init(cwd: str, argv: Sequence[str]) -> list[str]:

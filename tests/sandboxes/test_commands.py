@@ -1,6 +1,8 @@
 """How a command is given, and how its end is told."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -111,3 +113,20 @@ def test_streams_can_be_opened_again_by_name(box: Sandbox) -> None:
         pytest.skip("this machine forbids a sandbox its own /proc, of which these names are a part")
     result = box.exec("cat /dev/stdin > /dev/stdout; echo err > /dev/stderr", stdin=b"in")
     assert (result.stdout, result.stderr) == (b"in", b"err\n")
+
+
+IGNORING = """
+import signal
+import subprocess
+import sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from agentgym.sandbox import SandboxSpec
+from agentgym_sandboxes.process import ProcessBackend
+with ProcessBackend().start(SandboxSpec()) as sandbox:
+    print(sandbox.exec("kill -INT $$").exit_code)
+"""
+
+
+def test_a_command_does_not_inherit_that_its_owner_ignores_a_signal() -> None:
+    done = subprocess.run([sys.executable, "-c", IGNORING], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "130\n", done.stderr
