@@ -140,13 +140,13 @@ def _why_not(bubblewrap: Bubblewrap, base: Path) -> str | None:
         done = subprocess.run(argv, capture_output=True, check=False, stdin=subprocess.DEVNULL)
     finally:
         scratch.remove()
-    if b"exit-code" not in done.stdout:
-        return (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-    if done.returncode == 127:
+    if done.returncode == 127 and b"exit-code" in done.stdout:
         raise SandboxError(
             f"the sandbox has no python3: none in /usr/bin, and {sys.base_prefix} is not readable by all; "
             f"run `apt-get install python3`, {_HINT}"
         )
+    if done.returncode != 0:
+        return (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
     return None
 
 
