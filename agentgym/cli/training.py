@@ -84,7 +84,7 @@ class _Report:
             self._tasks[phase] = self._bars.add_task(phase, total=total, note="")
         self._bars.update(self._tasks[phase], completed=done, total=total, note=note)
         if not errors.console.is_terminal and (done == total or done % max(1, total // 20) == 0):
-            self._write(f"{phase} {done}/{total}: {note}", out.print)
+            self._write(f"{phase} {done}/{total}" + (f": {note}" if note else ""), out.print)
 
     def _write(self, line: str, write: Callable[..., None]) -> None:
         write(line, markup=False, soft_wrap=True)

@@ -37,3 +37,10 @@ def test_every_command_exists_and_its_help_has_an_example(command: str) -> None:
 
 def test_the_commands_of_the_readme_were_found() -> None:
     assert {"envs", "new", "play", "train", "eval", "show"} <= set(COMMANDS)
+
+
+def test_the_code_familys_example_passes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "envs/agentgym_envs/code/README.md").read_text()
+    program = page.partition("```python\n")[2].partition("```\n\n")[0]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "1.0 passed\n", done.stderr

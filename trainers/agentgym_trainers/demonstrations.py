@@ -21,7 +21,13 @@ from agentgym_trainers.engines.scripted import DemonstrationPolicy
 
 
 async def demonstrate(
-    make_env: Callable[[], AgentEnv], tasks: Sequence[Task], limits: Limits, *, hinted_share: float, seed: int
+    make_env: Callable[[], AgentEnv],
+    tasks: Sequence[Task],
+    limits: Limits,
+    *,
+    hinted_share: float,
+    seed: int,
+    on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
     """Play one demonstration per task.
 
@@ -31,6 +37,7 @@ async def demonstrate(
         limits: budgets in time; a script is never cut by tokens.
         hinted_share: share of the tasks with hints whose demonstration shows the strongest hint and follows the oracle.
         seed: every random choice derives from it.
+        on_done: called after each demonstration.
     """
     author = make_env()
     known = {task.id: task for task in tasks}
@@ -44,9 +51,9 @@ async def demonstrate(
         return author.oracle(known[episode.task_id])
 
     requests = [RolloutRequest(task, 1, seed) for task in tasks if task.id not in chosen]
-    groups = await Rollouts(make_env, ScriptedPolicy(plain), limits).run(requests)
+    groups = await Rollouts(make_env, ScriptedPolicy(plain), limits, on_done).run(requests)
     requests = [RolloutRequest(task, 1, seed, hint=task.hints[-1]) for task in hinted]
-    groups += await Rollouts(make_env, ScriptedPolicy(expert), limits).run(requests)
+    groups += await Rollouts(make_env, ScriptedPolicy(expert), limits, on_done).run(requests)
     return [one for group in groups for one in group.trajectories]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from agentgym.rollout import Rollouts
 from agentgym.run import RunDirectory
 from agentgym.sampling import ShuffledSampler, derive_seed
 from agentgym.tokens import TokenBuffer
-from agentgym.types import Group, pass_rate
+from agentgym.types import Group, Trajectory, pass_rate
 from agentgym_trainers.advantages import Credit, gather_rewards
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.chat import ChatFormat
@@ -163,6 +164,7 @@ class Trainer:
                 attempts=section.attempts,
                 limits=self.recipe.limits,
                 seed=self.recipe.seed,
+                on_done=self._counter("held-out attempts", len(tasks) * section.attempts),
             )
         finally:
             await engine.close()
@@ -194,13 +196,20 @@ class Trainer:
 
     async def _demonstrate(self) -> list[Any]:
         sft = self.settings.sft
+        tasks = self.prepared.train[: sft.demonstrations]
         return await demonstrate(
             self.prepared.make_env,
-            self.prepared.train[: sft.demonstrations],
+            tasks,
             self.recipe.limits,
             hinted_share=sft.hinted_share,
             seed=derive_seed(self.recipe.seed, "demonstrations"),
+            on_done=self._counter("demonstrations", len(tasks)),
         )
+
+    def _counter(self, phase: str, total: int) -> Callable[[Trajectory], None]:
+        """Return what tells of each finished episode of a phase."""
+        done = count(1)
+        return lambda _: self._progress(phase, next(done), total, {})
 
     def _begin_policy(self) -> None:
         policy = self.settings.policy
