@@ -63,9 +63,16 @@ def _create(recipe: Recipe, folder: Path | None) -> RunDirectory:
 
 
 def _say_gain(directory: RunDirectory) -> None:
-    found = [line["eval/pass@1"] for line in directory.metrics() if "eval/pass@1" in line]
+    found = [line for line in directory.metrics() if "eval/pass@1" in line]
     if len(found) > 1:
-        say(f"held-out pass@1: {100 * found[0]:.1f}% before, {100 * found[-1]:.1f}% after", "bold")
+        say(f"held-out pass@1: {_interval(found[0])} before, {_interval(found[-1])} after", "bold")
+
+
+def _interval(line: Mapping[str, Any]) -> str:
+    rate = f"{100 * line['eval/pass@1']:.1f}%"
+    if "eval/pass@1_low" not in line:  # another package's trainer may not say
+        return rate
+    return f"{rate} (95% interval {100 * line['eval/pass@1_low']:.1f} to {100 * line['eval/pass@1_high']:.1f})"
 
 
 class _Report:
