@@ -6,6 +6,7 @@ python benchmarks/sandbox_floor.py --rounds 50
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import time
@@ -14,7 +15,8 @@ from typing import Any
 
 from agentgym import Hidden, Public, Submission, Task, registry
 
-PASS = ["python3", "-I", "-S", "-c", "pass"]
+# The system's own interpreter, which is also the sandbox's: a version manager's wrapper would be no floor.
+PASS = [shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin") or "python3", "-I", "-S", "-c", "pass"]
 
 
 def main() -> None:
