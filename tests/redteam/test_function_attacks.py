@@ -174,8 +174,8 @@ def f(x):
     pytest.param(
         by_exit_code,
         """
-import re
-text = open('/proc/self/cmdline').read()
+import re, sys
+text = ' '.join(sys.orig_argv)  # what /proc/self/cmdline says, also where /proc is hidden
 def f(x): return int(re.search(rf'assert f\\({x}\\) == (-?\\d+)', text)[1])
 """,
         id="the command line's text",
