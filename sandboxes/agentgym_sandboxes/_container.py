@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +14,7 @@ from agentgym.errors import AgentFault, CapabilityError, SandboxError
 from agentgym.sandbox import ExecResult
 from agentgym_sandboxes import _container_files as files
 from agentgym_sandboxes._command import ENTER, absolute, refuse_user, variables, words
-from agentgym_sandboxes._docker_exec import AGENT_ID, DockerExec
+from agentgym_sandboxes._docker_exec import AGENT_ID, ROOM_FOR_US, Command, DockerExec
 from agentgym_sandboxes._lifetime import Lifetime
 
 WORKDIR = "/workspace"
@@ -57,7 +56,7 @@ class DockerSandbox:
         left = min(timeout, self._lifetime.left())
         where = absolute(cwd or self.workdir, self.workdir)
         argv = ["/bin/sh", "-c", f'{ENTER} exec "$@"', where, *words(command)]
-        return self._run(argv, variables(env), stdin, left, output_limit)
+        return self._run(Command(argv, left, output_limit, variables(env), stdin))
 
     def read(self, path: str, *, limit: int = 1 << 20) -> bytes:
         """Return a regular file's bytes."""
@@ -104,9 +103,9 @@ class DockerSandbox:
     ) -> None:
         self.close()
 
-    def _run(self, argv: list[str], env: Mapping[str, str], stdin: bytes, left: float, output_limit: int) -> ExecResult:
+    def _run(self, command: Command) -> ExecResult:
         try:
-            result = self._exec.run(argv, env, stdin, time.monotonic() + left, output_limit)
+            result = self._exec.run(command)
             killed = result.exit_code == _SIGKILLED
             if self._lifetime.closed or (killed and not self._state()["Running"]):
                 raise self._failure("it took a command with it")
@@ -118,7 +117,12 @@ class DockerSandbox:
         return self._api.inspect_container(self._container)["State"]
 
     def _file_command(self, argv: list[str], *, stdin: bytes = b"", output_limit: int = 65536) -> ExecResult:
-        result = self._run(argv, {}, stdin, min(_FILES_TIMEOUT_S, self._lifetime.left()), output_limit)
+        left = min(_FILES_TIMEOUT_S, self._lifetime.left())
+        for attempt in range(len(ROOM_FOR_US)):  # one may start, and then not be able to fork
+            command = Command(argv, left, output_limit, stdin=stdin, rooms=ROOM_FOR_US[attempt:])
+            result = self._run(command)
+            if result.exit_code in files.ANSWERS:
+                break
         if result.timed_out or result.oom or (result.exit_code or 0) > 128:
             # The container lives and our helper is the image's own: only the agent's processes can have stopped it.
             raise AgentFault(f"a process in sandbox {self.id} kept us from its files: {result.output[-200:]!r}")

@@ -13,7 +13,9 @@ from itertools import accumulate
 from agentgym.sandbox import ExecResult
 from agentgym_sandboxes._tar import pack, unpack
 
-_NOT_PLAIN, _MISSING, _CUT = 91, 92, 93
+_NOT_PLAIN, _MISSING = 91, 92
+ANSWERS = (0, _NOT_PLAIN, _MISSING)
+"""Exit codes by which a command of ours tells how it went; any other says that something kept it from its work."""
 _BATCH_BYTES = 1 << 19
 _OVERHEAD = 2048
 

@@ -7,13 +7,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from docker import APIClient
 from docker.errors import APIError, DockerException
 
-from agentgym.errors import SandboxError
+from agentgym.errors import AgentFault, SandboxError
 from agentgym.sandbox import ExecResult
 from agentgym_sandboxes._output import BoundedBytes
 from agentgym_sandboxes._stream import Frames, talk
@@ -25,6 +26,21 @@ _GRACE_S = 10.0
 _CALL_S = 120.0
 _POLL_S = 0.02
 _SIGKILLED = 128 + 9
+ROOM_FOR_AGENT = (0, 32)
+ROOM_FOR_US = (0, 32, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run as the agent, and within which bounds."""
+
+    argv: list[str]
+    timeout: float
+    output_limit: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes = b""
+    rooms: tuple[int, ...] = ROOM_FOR_AGENT
+    """By how much the process limit may be exceeded, attempt by attempt, until the command starts."""
 
 
 class DockerExec:
@@ -36,25 +52,42 @@ class DockerExec:
         self._pids = pids
         self._last_oom = 0
 
-    def run(
-        self, argv: list[str], env: Mapping[str, str], stdin: bytes, deadline: float, output_limit: int
-    ) -> ExecResult:
-        """Run a command until it ends, or until the deadline and then kill every process of the agent."""
+    def run(self, command: Command) -> ExecResult:
+        """Run a command until it ends, or until the deadline and then kill every process of the agent.
+
+        Raises:
+            AgentFault: the agent's processes leave no room for the command to start.
+            SandboxError: the daemon could not start or end it, for a reason that is not the agent's.
+        """
+        deadline = time.monotonic() + command.timeout
+        for extra in command.rooms:
+            with self._room_for(extra):
+                result = self._attempt(command, deadline)
+            if result is not None:
+                return result
+        name = self._container[:12]
+        if len(self._api.top(self._container)["Processes"]) >= self._pids // 2:
+            raise AgentFault(f"the processes in sandbox {name} leave no room for another: no command can start")
+        raise SandboxError(f"Docker cannot start a command in container {name}")
+
+    def _attempt(self, command: Command, deadline: float) -> ExecResult | None:
+        """Run a command; None if it never started."""
         began = time.monotonic()
-        handle = self._create(argv, env, bool(stdin))
-        out, err = BoundedBytes(output_limit), BoundedBytes(output_limit)
+        handle = self._create(command.argv, command.env, bool(command.stdin))
+        out, err = BoundedBytes(command.output_limit), BoundedBytes(command.output_limit)
         frames = Frames({1: out, 2: err})
         with self._connected(handle, frames) as connection:
-            ended = talk(connection, stdin, frames, deadline) and self._ended(handle, deadline)
+            ended = talk(connection, command.stdin, frames, deadline) and self._ended(handle, deadline)
             if not ended:
                 read_for = partial(_read_for, connection, frames)
                 self._kill_all(read_for)
                 read_for(_GRACE_S)
         if not ended and not self._ended(handle, time.monotonic() + _GRACE_S):
             raise SandboxError(f"a command in container {self._container[:12]} survived SIGKILL for {_GRACE_S:.0f} s")
-        code = self._api.exec_inspect(handle)["ExitCode"]
-        if code is None:
-            raise DockerException("the daemon lost the command's exit code")
+        code, started = self._exit(handle)
+        if not started:  # what it printed is the runtime's complaint
+            logger.info("a command did not start name=%s: %s", self._container[:12], out.value()[-200:])
+            return None
         return ExecResult(
             exit_code=code if ended else None,
             stdout=out.value(),
@@ -64,6 +97,13 @@ class DockerExec:
             oom=ended and code != 0 and self._hit_memory_limit(code),
             duration_s=time.monotonic() - began,
         )
+
+    def _exit(self, handle: str) -> tuple[int, bool]:
+        """Return the exit code, and whether the command ever ran: the daemon knows no process of one that did not."""
+        state = self._api.exec_inspect(handle)
+        if state["ExitCode"] is None:
+            raise DockerException("the daemon lost the command's exit code")
+        return int(state["ExitCode"]), state["ExitCode"] == 0 or bool(state["Pid"])
 
     def new_oom(self) -> bool:
         """Whether the daemon heard of a kill for memory in this container since we last asked."""
@@ -111,16 +151,13 @@ class DockerExec:
         return True
 
     def _kill_all(self, read_for: Callable[[float], bool]) -> None:
-        """Kill every process of the agent; room for the killer is made if they use up the limit.
+        """Kill every process of the agent.
 
         The timed-out command's output is read meanwhile: the daemon reports no process's end while that blocks.
         """
-        for extra in (0, 32, 256):
-            if extra:
-                self._set_pids_limit(self._pids + extra)
-            code = self._kill_once(read_for)
-            if extra:
-                self._set_pids_limit(self._pids)
+        for extra in ROOM_FOR_US:
+            with self._room_for(extra):
+                code = self._kill_once(read_for)
             if code == 0:
                 return
         raise SandboxError(f"the processes in container {self._container[:12]} cannot be killed: exit code {code}")
@@ -138,6 +175,17 @@ class DockerExec:
             if read_for(_POLL_S):
                 time.sleep(_POLL_S / 10)
         return None if state["ExitCode"] is None else int(state["ExitCode"])
+
+    @contextmanager
+    def _room_for(self, extra: int) -> Iterator[None]:
+        """Allow more processes for a while, because the agent's may use up the limit and leave no room for ours."""
+        if extra:
+            self._set_pids_limit(self._pids + extra)
+        try:
+            yield
+        finally:
+            if extra:
+                self._set_pids_limit(self._pids)
 
     def _set_pids_limit(self, limit: int) -> None:
         # Not update_container: the SDK's own call knows no pids limit.

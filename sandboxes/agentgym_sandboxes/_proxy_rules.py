@@ -187,6 +187,7 @@ _ROUTES: tuple[_Route, ...] = (
     (("GET",), r"/containers/json", None, _listing),
     (("POST",), r"/containers/create", None, _create),
     (("GET",), rf"/containers/{_ID}/json", "container", _as_it_is),
+    (("GET",), rf"/containers/{_ID}/top", "container", _as_it_is),
     (("POST",), rf"/containers/{_ID}/(start|stop|kill|wait)", "container", _no_body),
     (("POST",), rf"/containers/{_ID}/update", "container", _update),
     (("POST",), rf"/containers/{_ID}/exec", "container", _exec),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agentgym.errors import SandboxError
+from agentgym.errors import AgentFault, SandboxError
 from agentgym.sandbox import SandboxSpec
 
 docker = pytest.importorskip("docker", reason="the docker extra is not installed")
@@ -99,6 +99,41 @@ def test_a_background_process_lives_on_until_the_next_command(backend: DockerBac
         assert box.exec("cat file").exit_code == 1
         time.sleep(0.8)
         assert box.read("file") == b"later\n"
+
+
+@needs_daemon
+def test_processes_that_use_up_the_limit_do_not_keep_the_next_command_from_starting(backend: DockerBackend) -> None:
+    fill = """
+import os, time
+try:
+    while os.fork():
+        pass
+    time.sleep(60)
+except OSError:
+    os._exit(7)
+"""
+    with backend.start(SandboxSpec(pids=20)) as box:
+        assert box.exec(["python3", "-c", fill]).exit_code == 7
+        assert box.exec("echo alive").stdout == b"alive\n"
+        box.write("file", b"data")
+        assert box.read("file") == b"data"
+        assert _inspect(box.id)["HostConfig"]["PidsLimit"] == 22
+
+
+@needs_daemon
+def test_a_bomb_that_fights_for_every_process_is_the_agents_fault_or_in_vain(backend: DockerBackend) -> None:
+    bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
+    with backend.start(SandboxSpec(pids=20)) as box:
+        box.exec(["sh", "-c", 'python3 -c "$0" >/dev/null 2>&1 & sleep 0.3', bomb])
+        for _ in range(3):
+            try:
+                result = box.exec(["sleep", "60"], timeout=0.5)
+            except AgentFault as error:
+                assert "no room" in str(error)  # noqa: PT017
+            else:
+                assert result.timed_out
+                assert box.exec("echo alive").stdout == b"alive\n"
+                break
 
 
 @needs_daemon
