@@ -1,6 +1,7 @@
 """Reward schemes: pure functions from a group's signals and verdicts to outcome and step rewards."""
 
 from agentgym.rewards.base import (
+    AttemptScheme,
     LadderScheme,
     Price,
     Rewards,
@@ -10,17 +11,30 @@ from agentgym.rewards.base import (
     check_signals,
     settlement,
 )
+from agentgym.rewards.components import FlawPenalty, RubricGated, WeightedPartial
 from agentgym.rewards.gated import GatedRewards, OutcomeOnly, UngatedSum
+from agentgym.rewards.process import ClipDelta, MinForm, ReNorm
+from agentgym.rewards.siblings import LengthPenalty, ProcessFilter, ToolContrast
 
 __all__ = [
+    "AttemptScheme",
+    "ClipDelta",
+    "FlawPenalty",
     "GatedRewards",
     "LadderScheme",
+    "LengthPenalty",
+    "MinForm",
     "OutcomeOnly",
     "Price",
+    "ProcessFilter",
+    "ReNorm",
     "RewardScheme",
     "Rewards",
+    "RubricGated",
     "Scheme",
+    "ToolContrast",
     "UngatedSum",
+    "WeightedPartial",
     "check_levels",
     "check_signals",
     "settlement",

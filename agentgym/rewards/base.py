@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
@@ -50,17 +51,25 @@ class Price:
     """[T]"""
 
 
-class Scheme(Record):
-    """Base of schemes that price each scored attempt by itself; `None` in place of a price keeps it out."""
+class Scheme(Record, ABC):
+    """Base of the schemes that are records: what a recipe may say about them is exactly their fields."""
 
     @property
     def signals(self) -> tuple[str, ...]:
         """The turn signals that this scheme reads; an environment that declares none of that name refuses it."""
         return ()
 
+    @abstractmethod
+    def __call__(self, group: Group) -> Rewards:
+        """Price a group."""
+
+
+class AttemptScheme(Scheme):
+    """Base of schemes that price each scored attempt by itself."""
+
+    @abstractmethod
     def price(self, one: Trajectory) -> Price | None:
-        """Return what a scored attempt is worth, or None where something that decides it is unknown."""
-        raise NotImplementedError
+        """Return what a scored attempt is worth, or None, which keeps it out, where what decides it is unknown."""
 
     def __call__(self, group: Group) -> Rewards:
         """Price a group."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pydantic import FiniteFloat, model_validator
 
-from agentgym.rewards.base import LadderScheme, Price, Scheme, flat, level_of
+from agentgym.rewards.base import AttemptScheme, LadderScheme, Price, flat, level_of
 from agentgym.types import Trajectory
 
 
-class OutcomeOnly(Scheme):
-    """The verdict's value and nothing else."""
+class OutcomeOnly(AttemptScheme):
+    """The verdict's value and nothing else.
+
+    >>> from agentgym.types import Group, Trust, Verdict
+    >>> verdicts = [Verdict(value=value, level="any", trust=Trust.RPC) for value in (0.5, None)]
+    >>> found = OutcomeOnly()(Group("t", [Trajectory("t", "train", (), [], verdict) for verdict in verdicts]))
+    >>> found.outcome, found.keep
+    ([0.5, 0.0], [True, False])
+    """
 
     def price(self, one: Trajectory) -> Price | None:
         """Return the verdict's value."""
@@ -17,7 +24,7 @@ class OutcomeOnly(Scheme):
         return None if value is None else flat(one, value)
 
 
-class GatedRewards(LadderScheme):
+class GatedRewards(LadderScheme, AttemptScheme):
     """G-RA: step rewards count only for attempts whose outcome reward reaches a threshold.
 
     With ladder value o and step signals s_kt of weights w_k, the return is
