@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -97,7 +98,7 @@ class ClipDelta(_ProcessScheme):
         """Return the clipped scores, or their differences."""
         bounded = scores if self.clip is None else [min(score - self.clip, 0.0) for score in scores]
         if self.delta:
-            bounded = [score - after for score, after in zip(bounded, [*bounded[1:], 0.0], strict=True)]
+            bounded = [score - after for score, after in pairwise([*bounded, 0.0])]
         return [self.weight * score for score in bounded]
 
 
