@@ -10,7 +10,8 @@ import numpy as np
 
 from agentgym import registry
 from agentgym.errors import AgentFault, SandboxError, TaskError, UnknownNameError, VerifierError
-from agentgym.rewards import OutcomeOnly, RewardScheme, check_levels, settlement
+from agentgym.noise import Case, Review
+from agentgym.rewards import OutcomeOnly, RewardScheme, check_levels, check_signals, settlement
 from agentgym.sandbox import Sandbox, SandboxBackend
 from agentgym.spaces import ActionSpace, ObservationSpace
 from agentgym.task import Public, Task, TaskSet
@@ -39,6 +40,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     """A registered grader, for environments that do not override `grade`."""
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "failed", "passed")
     """The verdict levels that this environment can reach, worst first."""
+    signals: ClassVar[tuple[str, ...]] = ("malformed", "valid_calls")
+    """The turn signals that this class emits beside those of its bases; a reward scheme can read only these."""
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self.split = split
         self.scheme: RewardScheme = scheme or OutcomeOnly()
         check_levels(self.scheme, self.levels)
+        check_signals(self.scheme, (name for owner in type(self).__mro__ for name in vars(owner).get("signals", ())))
         self.max_turns = max_turns
         self.observation_limit = observation_limit
         self.render_mode = render_mode
@@ -72,6 +76,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self._running = False
         self._episode: object | None = None
         self.judging = False
+        self.review: Review | None = None
+        """What training does to a verdict: injected noise, and appeals. Evaluations leave it None."""
         self._signals: list[Signal] = []
         self.turns: list[Turn] = []
         self._prompt: Observation = ()
@@ -289,7 +295,13 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             raise VerifierError(
                 f"the grader reached the level {verdict.level!r}; this environment declares {self.levels}"
             )
-        return verdict
+        verdict = verdict.model_copy(update={"grader": self._full_task.grader or self.grader or "grade"})
+        return self._reviewed(verdict, submission)
+
+    def _reviewed(self, verdict: Verdict, submission: Submission) -> Verdict:
+        if self.review is None:
+            return verdict
+        return self.review(verdict, Case(self._full_task, submission, lambda: self.sandboxes, self.np_random_seed))
 
     def _cut(self, text: str) -> str:
         if len(text) <= self.observation_limit:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from agentgym.env import AgentEnv
+from agentgym.errors import AgentgymError
 from agentgym.guidance import RolloutRequest
 from agentgym.policy import Policy
 from agentgym.rollout import Limits, Rollouts
@@ -124,7 +125,17 @@ def evaluate(
 
 
 def summarise(tasks: Sequence[Task], groups: Sequence[Group], *, attempts: int) -> Report:
-    """Return the report of one group per task."""
+    """Return the report of one group per task.
+
+    Raises:
+        AgentgymError: if noise was injected into a verdict.
+    """
+    noisy = next((item for one in groups for item in one.trajectories if item.verdict and item.verdict.noise), None)
+    if noisy is not None:
+        raise AgentgymError(
+            f"the verdict on {noisy.task_id!r} was given under injected noise, which belongs to training only; "
+            "evaluate with an environment whose `review` is None"
+        )
     counts = [Count(len(one.scored), sum(item.passed for item in one.scored)) for one in groups]
     all_attempts = [item for one in groups for item in one.trajectories]
     verdicts = [one.verdict for one in all_attempts if one.scored and one.verdict]

@@ -94,6 +94,9 @@ def _schema(pa: Any) -> Any:
             ("seconds", real),
         ]
     )
+    noise = pa.struct(
+        [("rho0", real), ("rho1", real), ("flipped", pa.bool_()), ("clean_value", real), ("clean_level", text)]
+    )
     verdict = pa.struct(
         [
             ("value", real),
@@ -102,6 +105,9 @@ def _schema(pa: Any) -> Any:
             ("components", named),
             ("feedback", text),
             ("error", text),
+            ("grader", text),
+            ("noise", noise),
+            ("appeal", real),
         ]
     )
     tokens = pa.struct(

@@ -18,8 +18,9 @@ from agentgym.contamination import refuse_twins
 from agentgym.env import AgentEnv
 from agentgym.errors import RecipeError, UnknownNameError
 from agentgym.guidance import Guidance
+from agentgym.noise import Appeals, FlipNoise, Review
 from agentgym.policy import Sampling
-from agentgym.rewards import RewardScheme, check_levels
+from agentgym.rewards import RewardScheme
 from agentgym.rollout import Limits
 from agentgym.sandbox import SandboxBackend
 from agentgym.task import Task
@@ -88,6 +89,10 @@ class Recipe(Record):
     limits: Limits = Limits()
     reward: Component = Component(name="outcome")
     guidance: Component = Component(name="none")
+    noise: FlipNoise | None = None
+    """Flips training verdicts at given rates, to study training under imperfect graders."""
+    appeals: Appeals | None = None
+    """Has a share of the training verdicts judged again, to estimate how often the grader errs."""
     evaluation: EvaluationSection = EvaluationSection()
     trainer: dict[str, Any] = {"name": "native"}
     """`name` selects a registered trainer; the rest is that trainer's own settings."""
@@ -149,7 +154,9 @@ class Recipe(Record):
             registry.make, self.environment.id, **self.environment.options, sandbox=backend, scheme=scheme
         )
         probe: AgentEnv = make_env()
-        check_levels(scheme, probe.levels)
+        if self.noise is not None:
+            self.noise.check_levels(probe.levels)
+        review = Review(self.noise, self.appeals) if self.noise or self.appeals else None
         if probe.sandboxed:
             backend.check()
         train = list(probe.tasks.split("train").take(self.tasks.train))
@@ -160,7 +167,7 @@ class Recipe(Record):
         refuse_twins(
             train, [task for tasks in held_out.values() for task in tasks], threshold=self.tasks.near_duplicate
         )
-        return Prepared(self, make_env, backend, scheme, guidance, train, held_out[self.evaluation.split])
+        return Prepared(self, make_env, backend, scheme, guidance, train, held_out[self.evaluation.split], review)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +182,14 @@ class Prepared:
     train: list[Task]
     held_out: list[Task]
     """The tasks of the split that the recipe evaluates on."""
+    review: Review | None = None
+    """What happens to training verdicts; evaluations never use it."""
+
+    def make_training_env(self) -> AgentEnv:
+        """Build an environment whose verdicts are those that training sees, with noise and appeals if there are any."""
+        env = self.make_env()
+        env.review = self.review
+        return env
 
 
 def create(component: Component | SandboxSection, kind: registry.Kind) -> Any:

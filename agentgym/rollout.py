@@ -14,7 +14,7 @@ from pydantic import Field
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from agentgym.env import AgentEnv, info_signals
-from agentgym.errors import CapabilityError, InfrastructureError, VerifierError
+from agentgym.errors import CapabilityError, InfrastructureError, RecipeError, VerifierError
 from agentgym.guidance import Guidance, RolloutRequest
 from agentgym.policy import BudgetExceeded, Episode, Policy, PolicySession
 from agentgym.sampling import derive_seed
@@ -149,7 +149,7 @@ class Rollouts:
             end: EndReason = "infrastructure"
         except VerifierError as found:
             error, end = found, "verifier"
-        except CapabilityError:  # every episode of this task would fail the same way: refuse instead of running on
+        except (CapabilityError, RecipeError):  # every episode would fail the same way: refuse instead of running on
             raise
         except Exception as found:
             if episode is None:  # the environment or the policy could not even be built

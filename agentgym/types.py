@@ -103,6 +103,19 @@ class Trust(StrEnum):
     """Tests run where the agent worked."""
 
 
+class Noise(Record):
+    """What was done to a verdict to study training under imperfect graders; never part of an evaluation."""
+
+    rho0: float
+    """The rate at which wrong answers are accepted."""
+    rho1: float
+    """The rate at which right answers are rejected."""
+    flipped: bool
+    clean_value: float
+    """What the grader really said."""
+    clean_level: str
+
+
 class Verdict(Record):
     """What a grader says of a submission. `value` None means unscored, and never becomes 0."""
 
@@ -115,6 +128,12 @@ class Verdict(Record):
     """Short text that is safe to show to the agent: hidden cases are never quoted."""
     error: str | None = None
     """Why it is unscored."""
+    grader: str | None = None
+    """Who judged: a registered grader's name, or `grade` for the environment's own; None where nothing was judged."""
+    noise: Noise | None = None
+    """Set where noise was injected, whether or not it flipped this verdict."""
+    appeal: float | None = None
+    """What a trusted grader said of the same submission; None where it was not asked or could not tell."""
 
     @field_validator("value")
     @classmethod

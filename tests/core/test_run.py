@@ -25,6 +25,7 @@ from agentgym.types import (
     EndReason,
     Group,
     Message,
+    Noise,
     Signal,
     ToolCall,
     Trajectory,
@@ -71,6 +72,10 @@ verdicts = st.builds(
     components=st.dictionaries(words, st.none() | finite, max_size=3),
     feedback=words,
     error=st.none() | words,
+    grader=st.none() | words,
+    noise=st.none()
+    | st.builds(Noise, rho0=finite, rho1=finite, flipped=st.booleans(), clean_value=st.floats(0, 1), clean_level=words),
+    appeal=st.none() | st.floats(0, 1),
 )
 
 

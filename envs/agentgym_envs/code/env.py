@@ -32,6 +32,7 @@ class CodeEnv(AgentEnv):
     sandboxed = True
     grader = "function"
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "empty", "broken", "failed", "passed")
+    signals: ClassVar[tuple[str, ...]] = ("tests_run", "compiles", "visible_passed")
 
     def __init__(
         self,
