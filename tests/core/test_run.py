@@ -144,7 +144,8 @@ def test_a_file_of_trajectories_is_readable_with_plain_pyarrow_and_holds_the_rew
     )
     assert row["turns"][0]["action"]["content"] == "é"
     assert row["verdict"] == {
-        "value": 1.0, "level": "passed", "trust": "rpc", "components": [], "feedback": "", "error": None
+        "value": 1.0, "level": "passed", "trust": "rpc", "components": [], "feedback": "", "error": None,
+        "grader": None, "noise": None, "appeal": None,
     }  # fmt: skip
 
 
