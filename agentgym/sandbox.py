@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentgym.errors import CapabilityError
 
 Capability = Literal[
     "network_none",  # the sandbox has no network beyond its own loopback
+    "network_allowlist",  # programs may reach named hosts through a filtering proxy, and nothing else
     "network_full",  # the sandbox may be given the host's network
     "memory_limit",  # memory_mb bounds the sum of all processes
     "process_memory_limit",  # memory_mb bounds each process on its own
@@ -22,6 +23,9 @@ Capability = Literal[
     "image",  # image names a root filesystem
     "background",  # processes started by one exec live on until the next
     "snapshot",  # snapshot() and fork() work
+    "session",  # shell() and terminal() work
+    "user",  # commands may run as another user than the agent
+    "writable_root",  # the whole root filesystem may be written to
     "isolation",  # untrusted code cannot reach the host's files, processes or network
 ]
 
@@ -33,16 +37,34 @@ class SandboxSpec(BaseModel):
 
     image: str | None = None
     """Root filesystem, by a name that the backend resolves; None is the backend's default."""
-    network: Literal["none", "full"] = "none"
+    network: Literal["none", "allowlist", "full"] = "none"
+    allow: tuple[str, ...] = ()
+    """Hosts that `network="allowlist"` lets programs reach over HTTP and HTTPS: `pypi.org`, `*.debian.org`, with a
+    port where it is another than 80 and 443."""
     memory_mb: Annotated[int, Field(ge=16)] = 512
     pids: Annotated[int, Field(ge=4)] = 64
     cpus: Annotated[float, Field(gt=0)] | None = None
     """CPU share; None leaves it to the scheduler."""
     disk_mb: Annotated[int, Field(ge=1)] | None = None
     """Bytes that the sandbox may write in all, in MB; None leaves it to the backend."""
+    workdir: str | None = None
+    """Where commands run and files are; None is the backend's own folder."""
+    writable_root: bool = False
+    """Let the agent change any file that its user may, such as a repository that the image holds."""
     env: dict[str, str] = {}
     ttl_s: Annotated[float, Field(gt=0)] = 3600.0
     """The sandbox ends by itself after this long, even if its owner is gone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.network == "allowlist") != bool(self.allow):
+            raise ValueError(
+                f"network={self.network!r} with allow={list(self.allow)}: name the hosts with network='allowlist', and "
+                "only with it"
+            )
+        if self.workdir is not None and (not self.workdir.startswith("/") or ".." in self.workdir.split("/")):
+            raise ValueError(f"workdir must be an absolute path without '..', not {self.workdir!r}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +81,12 @@ class ExecResult:
     oom: bool = False
     """The kernel killed the command, or the command died, for exceeding its memory limit."""
     duration_s: float = 0.0
+    signal: int | None = None
+    """The signal that killed the command itself; a shell that reports its child's death has only an exit code."""
+    dropped: int = 0
+    """How many bytes of both streams were dropped."""
+    pids: bool = False
+    """The kernel refused the command a process for exceeding its limit."""
 
     @property
     def ok(self) -> bool:
@@ -69,6 +97,67 @@ class ExecResult:
     def output(self) -> str:
         """Both streams as text, undecodable bytes replaced."""
         return (self.stdout + self.stderr).decode("utf-8", "replace")
+
+
+class Shell(Protocol):
+    """A shell that remembers its folder, variables and functions; used as a `with` block, by one thread at a time."""
+
+    def run(self, script: str, *, timeout: float = 30.0, output_limit: int = 65536) -> ExecResult:
+        """Run a script in the shell as it is now.
+
+        `exit`, `exec` or a timeout end the shell and not the session: the next script runs in a new shell, in the
+        folder and with the exported variables of before. A script has no input.
+        """
+        ...
+
+    def close(self) -> None:
+        """Kill the shell and what it started."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalOutput:
+    """What a program printed on its terminal since the last look."""
+
+    data: bytes
+    exit_code: int | None
+    """The program's exit code, 128 + N for signal N, or None while it runs."""
+
+
+class Terminal(Protocol):
+    """A program on a terminal of its own; used as a `with` block."""
+
+    def send(self, data: bytes | str, *, timeout: float = 30.0) -> None:
+        r"""Type; a `\r` is the return key.
+
+        Raises:
+            TimeoutError: the program took no input for `timeout` seconds.
+        """
+        ...
+
+    def read(self, *, timeout: float = 5.0, quiet: float = 0.2, until: bytes | None = None) -> TerminalOutput:
+        """Return what was printed: once it holds `until`, was quiet for a while, the program ended, or time is over."""
+        ...
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size and tell the program."""
+        ...
+
+    def close(self) -> None:
+        """Kill the program and all that it started."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Sandbox(Protocol):
@@ -115,8 +204,28 @@ class Sandbox(Protocol):
         """Return the regular files below a folder, by relative path; links and devices are left out."""
         ...
 
+    def shell(self) -> Shell:
+        """Start a shell that remembers.
+
+        Raises:
+            CapabilityError: the backend has no `session`.
+        """
+        ...
+
+    def terminal(self, command: str | Sequence[str] = ("/bin/sh",), *, rows: int = 24, columns: int = 80) -> Terminal:
+        """Start a program on a terminal of its own, in the working directory.
+
+        Raises:
+            CapabilityError: the backend has no `session`.
+        """
+        ...
+
     def snapshot(self) -> str:
-        """Freeze the filesystem's present state and return its name for `SandboxBackend.fork`."""
+        """Freeze the files' present state and return its name for `SandboxBackend.fork`; processes are no part of it.
+
+        Raises:
+            CapabilityError: the backend has no `snapshot`.
+        """
         ...
 
     def close(self) -> None:
@@ -153,8 +262,22 @@ class SandboxBackend(Protocol):
         """
         ...
 
+    def fork(self, snapshot: str) -> Sandbox:
+        """Start a fresh sandbox of the same spec with the files of a snapshot; any number from one.
+
+        Raises:
+            CapabilityError: the backend has no `snapshot`.
+            KeyError: it knows no snapshot of that name.
+            SandboxError: it could not be started.
+        """
+        ...
+
+    def drop(self, snapshot: str) -> None:
+        """Free what a snapshot holds; all are freed when the backend is closed."""
+        ...
+
     def close(self) -> None:
-        """End every sandbox that this backend started."""
+        """End every sandbox that this backend started, and free its snapshots."""
         ...
 
 
@@ -162,6 +285,13 @@ class SandboxBackend(Protocol):
 class _Need:
     wanted: bool
     any_of: tuple[Capability, ...] = field(default=())
+
+
+_NETWORKS: dict[str, Capability] = {
+    "none": "network_none",
+    "allowlist": "network_allowlist",
+    "full": "network_full",
+}
 
 
 def require(spec: SandboxSpec, backend: str, capabilities: frozenset[Capability]) -> None:
@@ -177,7 +307,8 @@ choose another sandbox backend or drop the field
     """
     needs = {
         "image": _Need(spec.image is not None, ("image",)),
-        "network": _Need(True, ("network_none",) if spec.network == "none" else ("network_full",)),
+        "network": _Need(True, (_NETWORKS[spec.network],)),
+        "writable_root": _Need(spec.writable_root, ("writable_root",)),
         "memory_mb": _Need(True, ("memory_limit", "process_memory_limit")),
         "pids": _Need(True, ("pids_limit",)),
         "cpus": _Need(spec.cpus is not None, ("cpu_limit",)),

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
-from agentgym.sandbox import Capability, ExecResult, Sandbox, SandboxBackend, SandboxSpec
+from agentgym.sandbox import Capability, ExecResult, Sandbox, SandboxBackend, SandboxSpec, Shell, Terminal
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.types import Submission, Verdict
 
@@ -83,16 +83,26 @@ class CountingBackend:
 
     def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a real sandbox and remember it."""
-        box = self.backend.start(spec)
-        with self._lock:
-            self.started += 1
-            self._open.add(box.id)
-        return _Watched(box, self._closed)
+        return self._watched(self.backend.start(spec))
+
+    def fork(self, snapshot: str) -> Sandbox:
+        """Fork a real sandbox and remember it."""
+        return self._watched(self.backend.fork(snapshot))
+
+    def drop(self, snapshot: str) -> None:
+        """Free a real snapshot."""
+        self.backend.drop(snapshot)
 
     def close(self) -> None:
         """End every sandbox."""
         self.backend.close()
         self._open.clear()
+
+    def _watched(self, box: Sandbox) -> Sandbox:
+        with self._lock:
+            self.started += 1
+            self._open.add(box.id)
+        return _Watched(box, self._closed)
 
     def _closed(self, box: Sandbox) -> None:
         with self._lock:
@@ -132,6 +142,12 @@ class _Watched:
 
     def download(self, path: str, *, max_files: int = 10_000, max_bytes: int = 1 << 26) -> dict[str, bytes]:
         return self._box.download(path, max_files=max_files, max_bytes=max_bytes)
+
+    def shell(self) -> Shell:
+        return self._box.shell()
+
+    def terminal(self, command: str | Sequence[str] = ("/bin/sh",), *, rows: int = 24, columns: int = 80) -> Terminal:
+        return self._box.terminal(command, rows=rows, columns=columns)
 
     def snapshot(self) -> str:
         return self._box.snapshot()

@@ -1,142 +1,48 @@
-"""One hardened container: run commands in it, and tell by the daemon's evidence whose fault a failure is."""
+"""What only Docker knows of one sandbox: whose fault its end is, other users, and how it is removed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import requests
 from docker import APIClient
 from docker.errors import DockerException, NotFound
 
-from agentgym.errors import AgentFault, CapabilityError, SandboxError
+from agentgym.errors import AgentFault, SandboxError
 from agentgym.sandbox import ExecResult
-from agentgym_sandboxes import _container_files as files
-from agentgym_sandboxes._command import ENTER, absolute, refuse_user, variables, words
-from agentgym_sandboxes._docker_exec import AGENT_ID, ROOM_FOR_US, Command, DockerExec
+from agentgym_sandboxes._attached import AttachedWire
+from agentgym_sandboxes._command import ENTER
+from agentgym_sandboxes._docker_exec import Command, DockerExec
 from agentgym_sandboxes._lifetime import Lifetime
+from agentgym_sandboxes._supervised import RunOptions
 
-WORKDIR = "/workspace"
-_FILES_TIMEOUT_S = 120.0
-_SIGKILLED = 128 + 9
+_OOM_NEWS_S = 1.0
+_POLL_S = 0.02
 
 
-class DockerSandbox:
-    """A container whose only visible user is the agent; see `agentgym.sandbox.Sandbox`.
+class Container:
+    """See `_supervised.Place`."""
 
-    A timeout kills every process of the sandbox, also those that earlier commands left in the background.
-    """
-
-    workdir = WORKDIR
-
-    def __init__(
-        self, api: APIClient, container: str, pids: int, lifetime: Lifetime, forget: Callable[[DockerSandbox], None]
-    ) -> None:
+    def __init__(self, api: APIClient, container: str, pids: int, lifetime: Lifetime, wire: AttachedWire) -> None:
         self.id = container[:12]
         self._api = api
         self._container = container
         self._exec = DockerExec(api, container, pids)
         self._lifetime = lifetime
-        self._forget = forget
+        self._wire = wire
 
-    def exec(
-        self,
-        command: str | Sequence[str],
-        *,
-        timeout: float = 30.0,
-        stdin: bytes = b"",
-        user: str | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        output_limit: int = 65536,
-    ) -> ExecResult:
-        """Run a command; see `agentgym.sandbox.Sandbox`."""
-        refuse_user(user, "docker")
-        left = min(timeout, self._lifetime.left())
-        where = absolute(cwd or self.workdir, self.workdir)
-        argv = ["/bin/sh", "-c", f'{ENTER} exec "$@"', where, *words(command)]
-        return self._run(Command(argv, left, output_limit, variables(env), stdin))
-
-    def read(self, path: str, *, limit: int = 1 << 20) -> bytes:
-        """Return a regular file's bytes."""
-        argv = files.reader(absolute(path, self.workdir), limit)
-        return files.read_result(self._file_command(argv, output_limit=limit + 1), path, limit)
-
-    def write(self, path: str, data: bytes) -> None:
-        """Create or replace a file."""
-        self.upload({path: data})
-
-    def upload(self, files_by_path: Mapping[str, bytes]) -> None:
-        """Write many files in one call."""
-        whole = {absolute(path, self.workdir): data for path, data in files_by_path.items()}
-        for argv, archive in files.writers(whole, (self.workdir, "/tmp"), AGENT_ID):
-            files.check_write(self._file_command(argv, stdin=archive))
-
-    def download(self, path: str, *, max_files: int = 10_000, max_bytes: int = 1 << 26) -> dict[str, bytes]:
-        """Return the regular files below a folder."""
-        argv, limit = files.archiver(absolute(path, self.workdir), max_files, max_bytes)
-        result = self._file_command(argv, output_limit=limit + 1)
-        return files.archive_result(result, path, limit, max_files, max_bytes)
-
-    def snapshot(self) -> str:
-        """Refuse: not offered yet by this backend."""
-        raise CapabilityError("the 'docker' sandbox has no 'snapshot'; choose another sandbox backend")
-
-    def close(self) -> None:
-        """Remove the container and everything in it."""
-        self._lifetime.closed = True
-        try:
-            self._api.remove_container(self._container, v=True, force=True)
-        except NotFound:
-            pass
-        except (DockerException, requests.RequestException) as error:
-            if "already in progress" not in str(error):
-                raise SandboxError(f"container {self.id} cannot be removed: {error}") from error
-        self._forget(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self, command: Command) -> ExecResult:
-        try:
-            result = self._exec.run(command)
-            killed = result.exit_code == _SIGKILLED
-            if self._lifetime.closed or (killed and not self._state()["Running"]):
-                raise self._failure("it took a command with it")
-        except (DockerException, requests.RequestException, OSError) as error:
-            raise self._failure(str(error)) from error
-        return result
-
-    def _state(self) -> Any:
-        return self._api.inspect_container(self._container)["State"]
-
-    def _file_command(self, argv: list[str], *, stdin: bytes = b"", output_limit: int = 65536) -> ExecResult:
-        left = min(_FILES_TIMEOUT_S, self._lifetime.left())
-        for attempt in range(len(ROOM_FOR_US)):  # one may start, and then not be able to fork
-            command = Command(argv, left, output_limit, stdin=stdin, rooms=ROOM_FOR_US[attempt:])
-            result = self._run(command)
-            if result.exit_code in files.ANSWERS:
-                break
-        if result.timed_out or result.oom or (result.exit_code or 0) > 128:
-            # The container lives and our helper is the image's own: only the agent's processes can have stopped it.
-            raise AgentFault(f"a process in sandbox {self.id} kept us from its files: {result.output[-200:]!r}")
-        return result
-
-    def _failure(self, error: str) -> Exception:
-        """Say why the container did not answer, by what the daemon knows and nothing that the agent says."""
+    def failure(self, error: str) -> Exception:
+        """Say why the container does not answer, by what the daemon knows and nothing that the agent says."""
         if self._lifetime.closed:
             return SandboxError(f"sandbox {self.id} was closed while a command ran in it")
         try:
-            state = self._state()
+            state = self._settled_state()
             if state["Running"]:
-                return SandboxError(f"the Docker daemon failed to run a command in container {self.id}: {error}")
-            if state["OOMKilled"] or self._exec.new_oom():
+                return SandboxError(f"the Docker daemon lost the connection to container {self.id}: {error}")
+            if state["OOMKilled"] or self._heard_of_oom():
                 return AgentFault(f"the processes in sandbox {self.id} exceeded its memory and took it down")
         except NotFound:
             return SandboxError(f"container {self.id} is gone: somebody removed it")
@@ -144,5 +50,64 @@ class DockerSandbox:
             return SandboxError(f"the Docker daemon does not answer: {error}")
         if self._lifetime.expired:
             return SandboxError(f"sandbox {self.id} has ended: its ttl_s is over")
-        # PID 1 belongs to a user that the agent can neither signal nor trace.
-        return SandboxError(f"container {self.id} was stopped from outside, exit code {state['ExitCode']}")
+        # The agent can neither signal nor trace PID 1, nor take its resources away.
+        said = self._wire.complaints.value().decode(errors="replace").strip()
+        reason = f": {said}" if said else ""
+        return SandboxError(f"container {self.id} was stopped from outside, exit code {state['ExitCode']}{reason}")
+
+    @contextmanager
+    def room_for(self, extra: int) -> Iterator[None]:
+        """Allow more processes for a while, because the agent's may use up the limit and leave no room for ours."""
+        try:
+            with self._exec.room_for(extra):
+                yield
+        except (DockerException, requests.RequestException) as error:
+            raise self.failure(str(error)) from error
+
+    def run_as(self, user: str, argv: list[str], timeout: float, options: RunOptions) -> ExecResult:
+        """Run a command as another user, by the daemon."""
+        whole = ["/bin/sh", "-c", f'{ENTER} exec "$@"', options.cwd, *argv]
+        command = Command(whole, timeout, options.output_limit, options.env, options.stdin, user=user)
+        try:
+            return self._exec.run(command)
+        except SandboxError as error:
+            if "unable to find user" in str(error) or "no matching entries in passwd" in str(error):
+                raise ValueError(f"the image has no user {user!r}: name one that it has, or a number") from error
+            raise
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise self.failure(str(error)) from error
+
+    def remove(self) -> None:
+        """Remove the container and everything in it."""
+        try:
+            self._api.remove_container(self._container, v=True, force=True)
+        except NotFound:
+            pass
+        except (DockerException, requests.RequestException) as error:
+            if "already in progress" not in str(error):
+                raise SandboxError(f"container {self.id} cannot be removed: {error}") from error
+
+    def commit(self, labels: dict[str, str]) -> str:
+        """Make an image of the root filesystem as it is, and return its name."""
+        try:
+            made = self._api.commit(self._container, conf={"Labels": labels})
+        except (DockerException, requests.RequestException) as error:
+            raise self.failure(str(error)) from error
+        return str(made["Id"])
+
+    def _settled_state(self) -> Any:
+        """The connection may end a moment before the daemon knows that the container did."""
+        deadline = time.monotonic() + _OOM_NEWS_S
+        while (state := self._api.inspect_container(self._container)["State"])["Running"]:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_S)
+        return state
+
+    def _heard_of_oom(self) -> bool:
+        deadline = time.monotonic() + _OOM_NEWS_S
+        while not self._exec.new_oom():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True

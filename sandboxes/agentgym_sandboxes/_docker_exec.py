@@ -1,4 +1,4 @@
-"""Run one command in a container through the daemon, bounded in output and time, and leave no process of it."""
+"""Run one command as another user in a container, through the daemon, bounded in output and time."""
 
 from __future__ import annotations
 
@@ -32,28 +32,30 @@ ROOM_FOR_US = (0, 32, 256)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run as the agent, and within which bounds."""
+    """What to run, as whom, and within which bounds."""
 
     argv: list[str]
     timeout: float
     output_limit: int
     env: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = b""
+    user: str = str(AGENT_ID)
     rooms: tuple[int, ...] = ROOM_FOR_AGENT
     """By how much the process limit may be exceeded, attempt by attempt, until the command starts."""
 
 
 class DockerExec:
-    """Runs commands as the agent in one container."""
+    """Runs commands in one container. A timeout kills every process of the command's user."""
 
     def __init__(self, api: APIClient, container: str, pids: int) -> None:
         self._api = api
         self._container = container
         self._pids = pids
         self._last_oom = 0
+        self._complaint = ""
 
     def run(self, command: Command) -> ExecResult:
-        """Run a command until it ends, or until the deadline and then kill every process of the agent.
+        """Run a command until it ends, or until the deadline and then kill every process of its user.
 
         Raises:
             AgentFault: the agent's processes leave no room for the command to start.
@@ -61,32 +63,33 @@ class DockerExec:
         """
         deadline = time.monotonic() + command.timeout
         for extra in command.rooms:
-            with self._room_for(extra):
+            with self.room_for(extra):
                 result = self._attempt(command, deadline)
             if result is not None:
                 return result
         name = self._container[:12]
         if len(self._api.top(self._container)["Processes"]) >= self._pids // 2:
             raise AgentFault(f"the processes in sandbox {name} leave no room for another: no command can start")
-        raise SandboxError(f"Docker cannot start a command in container {name}")
+        raise SandboxError(f"Docker cannot start a command in container {name}: {self._complaint}")
 
     def _attempt(self, command: Command, deadline: float) -> ExecResult | None:
         """Run a command; None if it never started."""
         began = time.monotonic()
-        handle = self._create(command.argv, command.env, bool(command.stdin))
+        handle = self._create(command, command.argv)
         out, err = BoundedBytes(command.output_limit), BoundedBytes(command.output_limit)
         frames = Frames({1: out, 2: err})
         with self._connected(handle, frames) as connection:
             ended = talk(connection, command.stdin, frames, deadline) and self._ended(handle, deadline)
             if not ended:
                 read_for = partial(_read_for, connection, frames)
-                self._kill_all(read_for)
+                self._kill_all(command, read_for)
                 read_for(_GRACE_S)
         if not ended and not self._ended(handle, time.monotonic() + _GRACE_S):
             raise SandboxError(f"a command in container {self._container[:12]} survived SIGKILL for {_GRACE_S:.0f} s")
         code, started = self._exit(handle)
         if not started:  # what it printed is the runtime's complaint
-            logger.info("a command did not start name=%s: %s", self._container[:12], out.value()[-200:])
+            self._complaint = out.value()[-200:].decode(errors="replace").strip()
+            logger.info("a command did not start name=%s: %s", self._container[:12], self._complaint)
             return None
         return ExecResult(
             exit_code=code if ended else None,
@@ -121,9 +124,14 @@ class DockerExec:
             time.sleep(_POLL_S if code == _SIGKILLED else 0)
         return False
 
-    def _create(self, argv: list[str], env: Mapping[str, str], stdin: bool) -> str:
-        user = f"{AGENT_ID}:{AGENT_ID}"
-        made = self._api.exec_create(self._container, argv, stdin=stdin, environment=dict(env), user=user)
+    def _create(self, command: Command, argv: list[str], *, stdin: bool = True) -> str:
+        made = self._api.exec_create(
+            self._container,
+            argv,
+            stdin=stdin and bool(command.stdin),
+            environment=dict(command.env),
+            user=command.user,
+        )
         return str(made["Id"])
 
     @contextmanager
@@ -150,21 +158,21 @@ class DockerExec:
             pause = min(2 * pause, _POLL_S)
         return True
 
-    def _kill_all(self, read_for: Callable[[float], bool]) -> None:
-        """Kill every process of the agent.
+    def _kill_all(self, command: Command, read_for: Callable[[float], bool]) -> None:
+        """Kill every process of that user.
 
         The timed-out command's output is read meanwhile: the daemon reports no process's end while that blocks.
         """
         for extra in ROOM_FOR_US:
-            with self._room_for(extra):
-                code = self._kill_once(read_for)
+            with self.room_for(extra):
+                code = self._kill_once(command, read_for)
             if code == 0:
                 return
         raise SandboxError(f"the processes in container {self._container[:12]} cannot be killed: exit code {code}")
 
-    def _kill_once(self, read_for: Callable[[float], bool]) -> int | None:
+    def _kill_once(self, command: Command, read_for: Callable[[float], bool]) -> int | None:
         # One step for the kernel, so no fork slips through; it spares its caller and, as another user's, PID 1.
-        killer = self._create(["/bin/sh", "-c", "kill -9 -1"], {}, stdin=False)
+        killer = self._create(command, ["/bin/sh", "-c", "kill -9 -1"], stdin=False)
         try:
             self._api.exec_start(killer, detach=True)
         except APIError as error:
@@ -177,7 +185,7 @@ class DockerExec:
         return None if state["ExitCode"] is None else int(state["ExitCode"])
 
     @contextmanager
-    def _room_for(self, extra: int) -> Iterator[None]:
+    def room_for(self, extra: int) -> Iterator[None]:
         """Allow more processes for a while, because the agent's may use up the limit and leave no room for ours."""
         if extra:
             self._set_pids_limit(self._pids + extra)

@@ -6,16 +6,24 @@ import selectors
 import socket
 import time
 from collections.abc import Mapping
-
-from agentgym_sandboxes._output import BoundedBytes
+from typing import Protocol
 
 _CHUNK = 1 << 16
 _HEADER = 8
 
 
+class Sink(Protocol):
+    """Whatever takes a stream piece by piece."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        ...
+
+
 class Frames:
     """Sorts a multiplexed stream into one sink per stream number.
 
+    >>> from agentgym_sandboxes._output import BoundedBytes
     >>> out = BoundedBytes(10)
     >>> frames = Frames({1: out})
     >>> frames.feed(bytes([1, 0, 0, 0, 0, 0, 0, 3]) + b"ab")
@@ -24,7 +32,7 @@ class Frames:
     b'abc'
     """
 
-    def __init__(self, sinks: Mapping[int, BoundedBytes]) -> None:
+    def __init__(self, sinks: Mapping[int, Sink]) -> None:
         self._sinks = sinks
         self._header = b""
         self._left = 0

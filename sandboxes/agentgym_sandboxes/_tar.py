@@ -10,13 +10,13 @@ from collections.abc import Mapping
 _MAX_DEPTH = 100
 
 
-def pack(files: Mapping[str, bytes], uid: int) -> bytes:
+def pack(files: Mapping[str, bytes], uid: int, *, mode: int = 0o644) -> bytes:
     """Return an archive of plain files owned by `uid`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for path, data in files.items():
             member = tarfile.TarInfo(path.lstrip("/"))
-            member.size, member.mode, member.mtime = len(data), 0o644, int(time.time())
+            member.size, member.mode, member.mtime = len(data), mode, int(time.time())
             member.uid = member.gid = uid
             archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from agentgym.errors import CapabilityError, SandboxError
-from agentgym.sandbox import Capability, ExecResult, SandboxSpec, require
+from agentgym.sandbox import Capability, ExecResult, SandboxSpec, Shell, Terminal, require
 from agentgym_sandboxes import _bwrap, _run, _scratch
 from agentgym_sandboxes._command import absolute, refuse_user, variables, words
 from agentgym_sandboxes._files import Folder
@@ -78,6 +78,14 @@ class ProcessBackend:
         with self._lock:
             self._sandboxes.add(sandbox)
         return sandbox
+
+    def fork(self, snapshot: str) -> ProcessSandbox:
+        """Refuse: there are no snapshots."""
+        raise CapabilityError(f"the 'process' sandbox has no 'snapshot', so no {snapshot!r}; choose another backend")
+
+    def drop(self, snapshot: str) -> None:
+        """Refuse: there are no snapshots."""
+        raise CapabilityError(f"the 'process' sandbox has no 'snapshot', so no {snapshot!r}; choose another backend")
 
     def close(self) -> None:
         """End every sandbox that this backend started."""
@@ -162,6 +170,14 @@ class ProcessSandbox:
         """Return the regular files below a folder."""
         folder, parts = self._place(path)
         return folder.tree(parts, max_files, max_bytes)
+
+    def shell(self) -> Shell:
+        """Refuse: no process outlives its command."""
+        raise CapabilityError("the 'process' sandbox has no 'session'; choose another sandbox backend")
+
+    def terminal(self, command: str | Sequence[str] = ("/bin/sh",), *, rows: int = 24, columns: int = 80) -> Terminal:  # noqa: ARG002
+        """Refuse: no process outlives its command."""
+        raise CapabilityError("the 'process' sandbox has no 'session'; choose another sandbox backend")
 
     def snapshot(self) -> str:
         """Refuse: there is no filesystem layer to freeze."""

@@ -95,10 +95,17 @@ def test_files_in_the_working_directory_and_in_tmp_live_on_until_the_next_comman
     assert box.exec("cat kept /tmp/kept").stdout == b"one\ntwo\n"
 
 
-def test_another_user_is_refused_by_name(box: Sandbox) -> None:
+def test_another_user_is_taken_or_refused_by_name(backend: SandboxBackend, box: Sandbox) -> None:
     assert box.exec("id -un", user="agent").stdout == b"agent\n"
-    with pytest.raises(CapabilityError, match="not as 'root'"):
-        box.exec("id -u", user="root")
+    if "user" not in backend.capabilities:
+        with pytest.raises(CapabilityError, match="not as 'root'"):
+            box.exec("id -u", user="root")
+        return
+    assert box.exec("id -u; pwd; echo $A", user="root", env={"A": "b"}, cwd="/usr").stdout == b"0\n/usr\nb\n"
+    assert box.exec("cat", user="65534", stdin=b"in").stdout == b"in"
+    assert box.exec("echo before; sleep 60", user="root", timeout=0.5).timed_out
+    with pytest.raises(ValueError, match="no user 'nobody-at-all'"):
+        box.exec("id -u", user="nobody-at-all")
 
 
 def test_python_and_the_usual_tools_are_there(box: Sandbox) -> None:

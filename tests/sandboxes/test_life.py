@@ -28,7 +28,8 @@ def test_a_field_that_the_backend_cannot_honour_is_refused_before_anything_start
 
 
 def test_snapshots_are_refused_by_a_backend_that_declares_none(backend: SandboxBackend, box: Sandbox) -> None:
-    assert "snapshot" not in backend.capabilities
+    if "snapshot" in backend.capabilities:
+        pytest.skip(f"the {backend.name} sandbox has snapshots")
     with pytest.raises(CapabilityError, match="snapshot"):
         box.snapshot()
 

@@ -190,7 +190,7 @@ def test_the_docker_sandbox_works_through_the_proxy(proxy: Path, monkeypatch: py
 def test_somebody_elses_container_is_out_of_reach(proxy: Path) -> None:
     backend = _backend()
     with backend.start(SandboxSpec()) as box:
-        api = backend._connect()
+        api = backend._daemon.connect()
         if LABEL in api.inspect_container(box.id)["Config"]["Labels"]:
             pytest.skip("this Docker is itself behind a proxy, so every container here was made through one")
         command = api.exec_create(box.id, ["id"])["Id"]

@@ -1,0 +1,189 @@
+"""The Docker daemon: is it there, may we use it, has it what sandboxes need, and what did dead owners leave in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from agentgym.errors import SandboxError
+from agentgym_sandboxes import _supervisor
+from agentgym_sandboxes._hardening import HOME
+from agentgym_sandboxes._owner import Owner
+from agentgym_sandboxes._tar import pack, unpack
+
+logger = logging.getLogger(__name__)
+
+BASE_IMAGE = "agentgym-base:latest"
+_CONNECTIONS = 128
+_CALL_TIMEOUT_S = 120
+_PROGRAM = "supervisor"
+_LONGEST_PROGRAM = 1 << 22
+
+
+class Daemon:
+    """One client of one daemon; safe to use from many threads."""
+
+    def __init__(self, image: str, runtime: str | None) -> None:
+        self._image = image
+        self.runtime = runtime
+        self._lock = threading.RLock()
+        self._client: docker.APIClient | None = None
+        self._info: dict[str, Any] = {}
+        self._volume: str | None = None
+        self._known: set[str] = set()
+
+    def check(self) -> None:
+        """Reach the daemon and find the default image and the runtime.
+
+        Raises:
+            SandboxError: what is missing and how to mend it.
+        """
+        self.connect()
+        self.supervisor(self.require_image(None))
+
+    def connect(self) -> docker.APIClient:
+        """Return the client; the first call reaches for the daemon and removes what dead owners left."""
+        with self._lock:
+            if self._client is None:
+                knock()
+                try:
+                    client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
+                    client.ping()
+                    self._info = client.info()
+                except (DockerException, requests.RequestException) as error:
+                    raise SandboxError(f"the Docker daemon does not answer: {error}") from error
+                runtimes = self._info.get("Runtimes") or {}
+                if self.runtime is not None and self.runtime not in runtimes:
+                    raise SandboxError(
+                        f"the Docker daemon knows no runtime {self.runtime!r}, only {', '.join(sorted(runtimes))}: "
+                        "install it and name it in the daemon's configuration, or choose another"
+                    )
+                for name in sweep(client):
+                    logger.info("removed a container whose owner is dead name=%s", name)
+                self._client = client
+            return self._client
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client, self._volume = None, None
+            self._known.clear()
+
+    def has_quotas(self) -> bool:
+        """Whether the storage can bound a container's writable root."""
+        self.connect()
+        driver = str(self._info.get("Driver", ""))
+        status = dict(self._info.get("DriverStatus") or [])
+        on_xfs = status.get("Backing Filesystem") == "xfs" and status.get("Supports pquota") == "true"
+        return driver in ("btrfs", "zfs") or (driver == "overlay2" and on_xfs)
+
+    def require_image(self, image: str | None) -> str:
+        """Return the image's name once it is known to be there."""
+        name = image or self._image
+        if name in self._known:
+            return name
+        try:
+            self.connect().inspect_image(name)  # type: ignore[no-untyped-call]
+        except ImageNotFound:
+            hint = "build it with `agentgym sandbox build-base`" if name == BASE_IMAGE else "pull or build it"
+            raise SandboxError(f"the Docker image {name!r} is not on this machine: {hint}") from None
+        except (DockerException, requests.RequestException) as error:
+            raise SandboxError(f"Docker cannot look up the image {name!r}: {error}") from error
+        self._known.add(name)
+        return name
+
+    def forget_image(self, image: str) -> Callable[[], None]:
+        """Return what removes an image that we made."""
+
+        def remove() -> None:
+            with suppress(NotFound):
+                self.connect().remove_image(image, force=True)
+
+        return remove
+
+    def supervisor(self, image: str) -> str:
+        """Return the volume that holds the supervisor; `image` is any, for the container that fills it."""
+        with self._lock:
+            if self._volume is None:
+                path = _supervisor.program(str(self._info.get("Architecture") or ""))
+                name = f"agentgym-{path.name}"
+                try:
+                    _fill(self.connect(), name, image, path.read_bytes())
+                except (DockerException, requests.RequestException) as error:
+                    raise SandboxError(f"Docker cannot hand the supervisor to sandboxes: {error}") from error
+                self._volume = name
+            return self._volume
+
+
+def sweep(api: docker.APIClient) -> list[str]:
+    """Remove the containers whose owner is provably dead; everybody else's are left alone."""
+    removed = []
+    for container in api.containers(all=True, filters={"label": "agentgym.boot"}):
+        owner = Owner.from_labels(container["Labels"])
+        if owner is None or not owner.is_dead():
+            continue
+        try:
+            api.remove_container(container["Id"], v=True, force=True)
+            removed.append(container["Id"][:12])
+        except NotFound:
+            continue
+        except APIError as error:
+            logger.warning("cannot remove container name=%s: %s", container["Id"][:12], error)
+    return removed
+
+
+def knock() -> None:
+    """Try the daemon's socket ourselves: the SDK wraps the reason of a failure and leaves its socket open."""
+    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if not where.startswith("unix://"):
+        return
+    with socket.socket(socket.AF_UNIX) as knocker:
+        try:
+            knocker.connect(where.removeprefix("unix://"))
+        except PermissionError:
+            raise SandboxError(
+                f"no permission on the Docker socket {where}: add this user to the group docker and log in again"
+            ) from None
+        except OSError as error:
+            raise SandboxError(
+                f"no Docker daemon answers at {where} ({error.strerror}): install it (`apt-get install docker.io`) "
+                "and start it"
+            ) from error
+
+
+def _fill(api: docker.APIClient, volume: str, image: str, program: bytes) -> None:
+    """Put the supervisor into its volume, unless the very same is there: no daemon but ours need see our disk."""
+    api.create_volume(volume, labels={"agentgym.supervisor": _supervisor.digest()})
+    mount = docker.types.Mount(target=HOME, source=volume, type="volume")
+    helper = api.create_container(
+        image,
+        command=["never-started"],
+        labels={"agentgym.helper": "supervisor", **Owner.current().labels()},
+        host_config=api.create_host_config(mounts=[mount], network_mode="none"),
+    )["Id"]
+    try:
+        if _stored(api, helper) != program:
+            api.put_archive(helper, HOME, pack({_PROGRAM: program}, 0, mode=0o755))
+            if _stored(api, helper) != program:
+                raise DockerException("what was written to the supervisor's volume cannot be read back")
+    finally:
+        api.remove_container(helper, v=False, force=True)
+
+
+def _stored(api: docker.APIClient, container: str) -> bytes | None:
+    try:
+        pieces, _ = api.get_archive(container, f"{HOME}/{_PROGRAM}")
+    except NotFound:
+        return None
+    return unpack(b"".join(pieces), 1, _LONGEST_PROGRAM).get(_PROGRAM)
