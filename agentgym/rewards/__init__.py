@@ -13,13 +13,16 @@ from agentgym.rewards.base import (
 )
 from agentgym.rewards.components import FlawPenalty, RubricGated, WeightedPartial
 from agentgym.rewards.gated import GatedRewards, OutcomeOnly, UngatedSum
+from agentgym.rewards.noisy import BackwardCorrection, ForwardCorrection
 from agentgym.rewards.process import ClipDelta, MinForm, ReNorm
 from agentgym.rewards.siblings import LengthPenalty, ProcessFilter, ToolContrast
 
 __all__ = [
     "AttemptScheme",
+    "BackwardCorrection",
     "ClipDelta",
     "FlawPenalty",
+    "ForwardCorrection",
     "GatedRewards",
     "LadderScheme",
     "LengthPenalty",

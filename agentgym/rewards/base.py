@@ -35,7 +35,7 @@ class Rewards:
 
 
 class RewardScheme(Protocol):
-    """Prices a group; the same group always gets the same rewards."""
+    """Prices a group; the same group always gets the same rewards, between two updates of a scheme that learns."""
 
     def __call__(self, group: Group) -> Rewards:
         """Return the rewards of every attempt; unscored attempts get zeros and `keep` False."""

@@ -90,6 +90,18 @@ def rloo(credit: Credit) -> Tensor:
     return _to_tokens(centred_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1)), credit)
 
 
+def reinforce(credit: Credit) -> Tensor:
+    """Take each return as it is, without a baseline (Williams' REINFORCE).
+
+    For rewards that are weights of the score function already, such as forward-corrected ones.
+
+    Returns:
+        Advantage [B, L], float32, 0 where nothing was sampled.
+    """
+    kept_B = torch.where(credit.keep_B, credit.returns_B, torch.zeros_like(credit.returns_B))
+    return _to_tokens(kept_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1)), credit)
+
+
 def _group_mean(values_B: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:
     """Return each attempt's group mean and size, over the attempts that count."""
     keep_B = credit.keep_B.to(values_B.dtype)

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from agentgym import registry
 from agentgym.evaluate import attempt_all, summarise
+from agentgym.learnable import Learnable
 from agentgym.policy import Sampling
 from agentgym.recipe import Prepared
 from agentgym.rewards import Rewards
@@ -26,6 +28,7 @@ from agentgym_trainers.advantages import Credit, gather_rewards
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from agentgym_trainers.corrections import refuse_cancellation
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
@@ -63,6 +66,10 @@ class Trainer:
         self._tasks = {task.id: task for task in prepared.train}
         self._sampler = ShuffledSampler(list(self._tasks), derive_seed(self.recipe.seed, "sampler"))
         self._demonstrations: list[TokenBuffer] = []
+        policy = self.settings.policy
+        self._estimate = partial(registry.lookup("advantages", policy.advantage), **policy.advantage_options)
+        refuse_cancellation(prepared.scheme, policy.advantage, self._estimate)
+        self._learnables = {"scheme": prepared.scheme} if isinstance(prepared.scheme, Learnable) else {}
 
     def train(self, *, resume: bool) -> None:
         """Run all phases."""
@@ -113,6 +120,8 @@ class Trainer:
             sampled = time.monotonic()
             metrics = rollout_metrics(groups, rewards) | self._learn(groups, rewards)
             metrics |= {"seconds/rollout": sampled - began, "seconds/learn": time.monotonic() - sampled}
+            for learnable in self._learnables.values():
+                metrics |= learnable.update(groups)
             self._sampler.update({group.task_id: pass_rate(group.trajectories) for group in groups})
             self.step, done = self.step + 1, done + 1
             self._log("policy", done, policy.steps, metrics)
@@ -133,7 +142,7 @@ class Trainer:
             self.engine, self.chat, Sampling(temperature=policy.temperature, max_tokens=self._context), self._context
         )
         limits = self.recipe.limits.model_copy(update={"waves": True})
-        rollouts = Rollouts(self.prepared.make_env, speaker, limits)
+        rollouts = Rollouts(self.prepared.make_training_env, speaker, limits)
         seed = derive_seed(self.recipe.seed, "rollout", self.step)
         return await rollouts.run_guided(tasks, self.prepared.guidance, size=policy.attempts, seed=seed)
 
@@ -143,7 +152,7 @@ class Trainer:
         attempts = [one for group in groups for one in group.trajectories]
         batch = TokenBatch.of([train_context(one) for one in attempts])
         credit = Credit(*gather_rewards(rewards), batch.turn_BL, batch.sampled_BL)
-        advantage_BL = registry.lookup("advantages", policy.advantage)(credit, **policy.advantage_options)
+        advantage_BL = self._estimate(credit)
         shuffle = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "minibatches", self.step))
         metrics = self.learner.policy_step(
             batch, advantage_BL, off_policy_codes([one.off_policy for one in attempts]), policy,
@@ -221,6 +230,7 @@ class Trainer:
             "step": self.step,
             "learner": self.learner.state(),
             "sampler": self._sampler.state_dict(),
+            "learnables": {name: one.state_dict() for name, one in self._learnables.items()},
             "weight_version": self.engine.weight_version,
         }
         self.checkpoints.write(self.step, self.model, self.chat.tokenizer, state, self._plain_recipe)
@@ -231,4 +241,6 @@ class Trainer:
             self._begin_policy()
         self.learner.load_state(state["learner"])
         self._sampler.load_state_dict(state["sampler"])
+        for name, one in self._learnables.items():
+            one.load_state_dict(state["learnables"][name])
         self.engine.update_weights(state["weight_version"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentgym.rewards import Rewards
-from agentgym.types import Group, count_by_end, pass_rate
+from agentgym.types import Group, Trajectory, count_by_end, pass_rate
 
 Metrics = dict[str, float]
 
@@ -32,7 +32,22 @@ def rollout_metrics(groups: Sequence[Group], rewards: Sequence[Rewards]) -> Metr
         "rollout/groups_guided": sum(group.guided for group in groups) / len(groups),
         "rollout/unscored": 1 - len(kept) / len(attempts),
     }
+    metrics |= _noise_metrics(attempts)
     return metrics | {f"end/{name}": count / len(attempts) for name, count in count_by_end(attempts).items()}
+
+
+def _noise_metrics(attempts: Sequence[Trajectory]) -> Metrics:
+    """Return how much of the pass rate is injected noise, and how many verdicts were appealed, where any were."""
+    verdicts = [one.verdict for one in attempts if one.verdict is not None and one.scored]
+    noises = [one.noise for one in verdicts if one.noise is not None]
+    found: Metrics = {}
+    if noises:
+        found["noise/flipped"] = _mean([float(one.flipped) for one in noises])
+        clean = [float(one.passed if one.noise is None else one.noise.clean_value == 1.0) for one in verdicts]
+        found["noise/clean_pass_rate"] = _mean(clean)
+    if any(one.appeal is not None for one in verdicts):
+        found["noise/appealed"] = _mean([float(one.appeal is not None) for one in verdicts])
+    return found
 
 
 def _kept_returns(rewards: Rewards) -> list[float]:

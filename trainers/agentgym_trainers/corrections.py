@@ -1,0 +1,60 @@
+"""Corrections of noisy rewards must survive the advantage estimator; one that undoes them is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from agentgym.errors import RecipeError
+from agentgym_trainers.advantages import Credit
+
+_TOLERANCE = 1e-3
+_ADVICE = {
+    "scale": "choose grpo with std: none or batch, or rloo",
+    "shift": "choose reinforce",
+}
+
+
+def refuse_cancellation(scheme: Any, advantage: str, estimate: Callable[[Credit], Tensor]) -> None:
+    """Refuse an estimator under which a scheme's correction has no effect.
+
+    A group-wise standard deviation divides out any `scale` of a group's rewards, and with it backward correction; a
+    group mean takes away any `shift`, and with it forward correction. The estimator is tried on two groups of which
+    one is moved that way: if the advantages stay what they were, it cancels.
+
+    Args:
+        scheme: what names in `cancelled_by` the change that it depends on; other schemes pass.
+        advantage: the estimator's name.
+        estimate: the estimator, options included.
+
+    Raises:
+        RecipeError: naming an estimator that keeps the correction.
+    """
+    change: Literal["scale", "shift"] | None = getattr(scheme, "cancelled_by", None)
+    if change is None:
+        return
+    plain = _two_groups()
+    second_B = plain.group_B == 1
+    moved_B = plain.outcome_B * 3 if change == "scale" else plain.outcome_B + 3
+    moved = replace(plain, outcome_B=torch.where(second_B, moved_B, plain.outcome_B))
+    if bool((estimate(plain) - estimate(moved)).abs().max() < _TOLERANCE):
+        raise RecipeError(
+            f"the advantage {advantage!r} cancels the {type(scheme).__name__} of noisy rewards, because it is blind to "
+            f"a group's {change}; {_ADVICE[change]}"
+        )
+
+
+def _two_groups() -> Credit:
+    """Return two groups of three attempts with one sampled token each, one attempt of three right."""
+    return Credit(
+        outcome_B=torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0]),
+        step_BT=torch.zeros(6, 1),
+        keep_B=torch.ones(6, dtype=torch.bool),
+        group_B=torch.tensor([0, 0, 0, 1, 1, 1]),
+        turn_BL=torch.zeros(6, 1, dtype=torch.long),
+        sampled_BL=torch.ones(6, 1, dtype=torch.bool),
+    )
