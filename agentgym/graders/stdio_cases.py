@@ -125,4 +125,4 @@ def _read(model: type[_Model], data: Mapping[str, Any]) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise VerifierError(f"{where + ': ' if where else ''}{first['msg']}") from error
+        raise VerifierError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from error
