@@ -118,10 +118,11 @@ def ask_python(
     """Run one of our programs in a sandbox, isolated from its files and variables, on a request as its input."""
     stdin = ascii(dict(request)).encode()
     return box.exec(
-        ("python3", "-I", "-S", "-c", _source(program)), timeout=timeout, stdin=stdin, output_limit=output_limit
+        ("python3", "-I", "-S", "-c", source_of(program)), timeout=timeout, stdin=stdin, output_limit=output_limit
     )
 
 
 @cache
-def _source(program: str) -> str:
+def source_of(program: str) -> str:
+    """Return the text of one of our programs, to be sent into a sandbox."""
     return resources.files("agentgym.graders").joinpath(program).read_text(encoding="utf-8")

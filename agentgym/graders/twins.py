@@ -163,11 +163,11 @@ def _negate(call: ast.Call, method: ast.FunctionDef, rng: random.Random) -> bool
         return False
     for index in (1, 0):
         argument = call.args[index]
-        if _is_literal(argument):
-            call.args[index] = _wrong(argument, rng, ordered=function.attr != "assertCountEqual")
+        if is_literal(argument):
+            call.args[index] = wrong(argument, rng, ordered=function.attr != "assertCountEqual")
             return True
         if isinstance(argument, ast.Name) and (assigned := _only_use(argument.id, method)) is not None:
-            assigned.value = _wrong(assigned.value, rng, ordered=function.attr != "assertCountEqual")
+            assigned.value = wrong(assigned.value, rng, ordered=function.attr != "assertCountEqual")
             return True
     return False
 
@@ -180,11 +180,12 @@ def _only_use(name: str, method: ast.FunctionDef) -> ast.Assign | None:
     for one in method.body:
         match one:
             case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
-                return one if len(uses) == 2 and _is_literal(value) else None
+                return one if len(uses) == 2 and is_literal(value) else None
     return None
 
 
-def _is_literal(node: ast.expr) -> bool:
+def is_literal(node: ast.expr) -> bool:
+    """Whether an expression is a literal, or a date of literals, which `wrong` can change."""
     if _is_date(node):
         return True
     try:
@@ -201,10 +202,11 @@ def _is_date(node: ast.expr) -> bool:
     return False
 
 
-def _wrong(node: ast.expr, rng: random.Random, *, ordered: bool) -> ast.expr:
+def wrong(node: ast.expr, rng: random.Random, *, ordered: bool) -> ast.expr:
+    """Return another literal of the same type, and where order does not count one that differs in more than that."""
     if isinstance(node, ast.Call) and _is_date(node):
         index = rng.randrange(len(node.args))
-        node.args[index] = _wrong(node.args[index], rng, ordered=True)
+        node.args[index] = wrong(node.args[index], rng, ordered=True)
         return node
     value = ast.literal_eval(node)
     while True:
