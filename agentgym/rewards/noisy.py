@@ -26,10 +26,11 @@ class _Corrected(RateTable, AttemptScheme):
     """Decided appeals of accepted and of rejected answers, each, from which the estimate replaces the given rates;
     None keeps the given ones."""
     _estimator: RateEstimator = PrivateAttr()
+    _learned: dict[str, Rates] = PrivateAttr()
 
     def model_post_init(self, _: Any, /) -> None:
         """Begin without appeals."""
-        self._estimator = RateEstimator(self)
+        self._estimator, self._learned = RateEstimator(self), {}
 
     @abstractmethod
     def worth(self, rates: Rates, *, accepted: bool) -> float:
@@ -41,13 +42,7 @@ class _Corrected(RateTable, AttemptScheme):
 
     def rates_of(self, key: str) -> Rates:
         """Return the rates in force for an entry of the table: given, or estimated."""
-        counts = self._estimator.counts.get(key)
-        if self.learn_after is None or counts is None or counts.fewest < self.learn_after:
-            return self.rates[key]
-        found = counts.estimate().rates()
-        if found is None:
-            logger.warning("appeals say that %s tells nothing; its given rates are kept", key)
-        return found or self.rates[key]
+        return self._learned.get(key, self.rates[key])
 
     def price(self, one: Trajectory) -> Price:
         """Return the corrected reward."""
@@ -57,7 +52,9 @@ class _Corrected(RateTable, AttemptScheme):
 
     def update(self, groups: Sequence[Group]) -> dict[str, float]:
         """Count a step's appeals."""
-        return self._estimator.update(groups)
+        metrics = self._estimator.update(groups)
+        self._learn()
+        return metrics
 
     def estimate(self, key: str) -> EstimatedRates:
         """Return what the appeals so far say about an entry, with intervals."""
@@ -70,6 +67,18 @@ class _Corrected(RateTable, AttemptScheme):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from saved appeals."""
         self._estimator.load_state_dict(state)
+        self._learn()
+
+    def _learn(self) -> None:
+        self._learned = {}
+        for key, counts in self._estimator.counts.items():
+            if self.learn_after is None or counts.fewest < self.learn_after:
+                continue
+            found = counts.estimate().rates()
+            if found is None:
+                logger.warning("appeals say that %s tells nothing; its given rates are kept", key)
+            else:
+                self._learned[key] = found
 
 
 class BackwardCorrection(_Corrected):
