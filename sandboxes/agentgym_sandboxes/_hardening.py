@@ -24,7 +24,12 @@ def pids(spec: SandboxSpec) -> int:
 
 def folders(spec: SandboxSpec) -> tuple[str, ...]:
     """Return the folders that hold the agent's files; with a writable root that may be any."""
-    return ("",) if spec.writable_root else (spec.workdir or WORKDIR, "/tmp")
+    return ("",) if spec.writable_root else in_memory(spec)
+
+
+def in_memory(spec: SandboxSpec) -> tuple[str, ...]:
+    """Return the folders that are no part of the root filesystem."""
+    return ("/tmp",) if spec.writable_root else (spec.workdir or WORKDIR, "/tmp")
 
 
 def settings(

@@ -15,6 +15,10 @@ class Lifetime:
         self._ends = time.monotonic() + ttl_s
         self.closed = False
 
+    def renew(self, ttl_s: float) -> None:
+        """Start to count anew."""
+        self._ends = time.monotonic() + ttl_s
+
     @property
     def expired(self) -> bool:
         """Whether the time is over."""

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
@@ -39,6 +39,7 @@ from agentgym_sandboxes._terminal import TerminalSession
 _SILENCE_S = 60.0
 """How long the machinery around a sandbox may stand still before a command counts as lost."""
 _FILES_S = 120.0
+_HEALTHY_S = 5.0
 _PIECE = 1 << 18
 ROOMS = (0, 32)
 """By how much the process limit may be exceeded, attempt by attempt, until a command starts."""
@@ -71,8 +72,8 @@ class Owner(Protocol):
         """Keep its files and return the name for them."""
         ...
 
-    def forget(self, sandbox: SupervisedSandbox) -> None:
-        """Learn that it is closed."""
+    def dispose(self, sandbox: SupervisedSandbox, remove: Callable[[], None]) -> None:
+        """Forget one that is closed, and remove what is left of it, now or soon."""
         ...
 
 
@@ -192,10 +193,10 @@ class SupervisedSandbox:
         self._lifetime.left()
         return self._owner.freeze(self)
 
-    def frozen(self) -> dict[str, Entries]:
-        """Return everything that the folders hold, as it can be put into another sandbox."""
+    def frozen(self, folders: Sequence[str]) -> dict[str, Entries]:
+        """Return everything that some folders hold, as it can be put into another sandbox."""
         found = {}
-        for folder in self._folders:
+        for folder in folders:
             code, found[folder] = self._get(folder, Want.METADATA, max_entries=1 << 31, max_bytes=1 << 40)
             _check(code, folder)
         return found
@@ -221,9 +222,16 @@ class SupervisedSandbox:
     def close(self) -> None:
         """Kill everything inside and remove every trace."""
         self._lifetime.closed = True
-        self.link.hang_up()
-        self._place.remove()
-        self._owner.forget(self)
+        self.link.hang_up()  # at which the supervisor ends, and with it every process
+        self._owner.dispose(self, self._place.remove)
+
+    def is_well(self) -> bool:
+        """Whether the supervisor answers now."""
+        return not self.link.is_lost and self.link.answers(_HEALTHY_S)
+
+    def renew(self, ttl_s: float) -> None:
+        """Count the time to live from now on; the supervisor must have been given enough of it."""
+        self._lifetime.renew(ttl_s)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,15 +26,18 @@ except ImportError as error:
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._container import Container
 from agentgym_sandboxes._daemon import BASE_IMAGE, Daemon
-from agentgym_sandboxes._hardening import WORKDIR, folders, pids, settings
+from agentgym_sandboxes._hardening import WORKDIR, folders, in_memory, pids, settings
 from agentgym_sandboxes._link import Hub, Link
 from agentgym_sandboxes._snapshots import Snapshots
 from agentgym_sandboxes._supervised import SupervisedSandbox
+from agentgym_sandboxes.pool import PoolStats, WarmPool
 
 logger = logging.getLogger(__name__)
 
 _GREETING_S = 60.0
 _STARTS_PER_CORE = 2
+_WARM_S = 900.0
+"""How long a sandbox may wait to be used."""
 
 
 class DockerBackend:
@@ -62,7 +66,12 @@ class DockerBackend:
     )
 
     def __init__(
-        self, image: str = BASE_IMAGE, run: str = "", runtime: str | None = None, starts: int | None = None
+        self,
+        image: str = BASE_IMAGE,
+        run: str = "",
+        runtime: str | None = None,
+        starts: int | None = None,
+        warm: int = 0,
     ) -> None:
         """Prepare, without speaking to the daemon yet.
 
@@ -71,6 +80,7 @@ class DockerBackend:
             run: the name of the run, for the containers' label.
             runtime: of those that the daemon knows, such as `runsc`, `crun` or `kata`; None is the daemon's own choice.
             starts: how many containers may be started at once; None is two for each processor.
+            warm: how many unused sandboxes to keep ready, of the specs that were asked for last.
         """
         self._daemon = Daemon(image, runtime)
         self._run = run
@@ -78,7 +88,9 @@ class DockerBackend:
         self._sandboxes: dict[str, tuple[SupervisedSandbox, SandboxSpec, Container]] = {}
         self._snapshots = Snapshots()
         self._hub: Hub | None = None
-        self._starting = threading.Semaphore(starts or _STARTS_PER_CORE * (os.cpu_count() or 1))
+        starts = starts or _STARTS_PER_CORE * (os.cpu_count() or 1)
+        self._starting = threading.Semaphore(starts)
+        self._pool = WarmPool(self._create_warm, warm, starts, _WARM_S) if warm else None
 
     def check(self) -> None:
         """Reach the daemon, find the default image, and remove containers whose owner is dead.
@@ -89,7 +101,32 @@ class DockerBackend:
         self._daemon.check()
 
     def start(self, spec: SandboxSpec) -> SupervisedSandbox:
-        """Create and start a fresh container."""
+        """Start a fresh container, or take one that was started and never used."""
+        if self._pool is None:
+            return self._create(spec)
+        sandbox = self._pool.take(spec)
+        if sandbox is not None:
+            sandbox.renew(spec.ttl_s)
+            return sandbox
+        sandbox = self._create(spec)
+        self._pool.started()
+        return sandbox
+
+    def prepare(self, spec: SandboxSpec, count: int) -> int:
+        """Keep sandboxes of a spec ready before anybody asks; return how many there are once they are."""
+        if self._pool is None:
+            raise ValueError("this backend keeps no sandboxes ready: give it warm=N")
+        return self._pool.prepare(spec, count)
+
+    @property
+    def pool_stats(self) -> PoolStats:
+        """How often a sandbox was ready when one was wanted."""
+        return self._pool.stats if self._pool else PoolStats()
+
+    def _create_warm(self, spec: SandboxSpec) -> SupervisedSandbox:
+        return self._create(spec, _WARM_S)
+
+    def _create(self, spec: SandboxSpec, longer_s: float = 0.0) -> SupervisedSandbox:
         require(spec, self.name, self.capabilities)
         if spec.writable_root and spec.disk_mb is not None and not self._daemon.has_quotas():
             raise CapabilityError(
@@ -99,9 +136,10 @@ class DockerBackend:
         api = self._daemon.connect()
         image = self._daemon.require_image(spec.image)
         volume = self._daemon.supervisor(image)
+        asked, spec = spec, spec.model_copy(update={"ttl_s": spec.ttl_s + longer_s})
         labels = {"agentgym.run": self._run, "agentgym.created": f"{time.time():.3f}", **Owner.current().labels()}
         with self._starting:
-            return self._start(api, image, spec, settings(api, spec, volume, labels, self._daemon.runtime))
+            return self._start(api, image, asked, settings(api, spec, volume, labels, self._daemon.runtime))
 
     def fork(self, snapshot: str) -> SupervisedSandbox:
         """Start a fresh container with the files of a snapshot."""
@@ -121,7 +159,7 @@ class DockerBackend:
         if found is None:
             raise SandboxError(f"sandbox {sandbox.id} is closed")
         _, spec, container = found
-        kept = sandbox.frozen()
+        kept = sandbox.frozen(in_memory(spec))
         if spec.writable_root:
             labels = {"agentgym.snapshot": secrets.token_hex(8), **Owner.current().labels()}
             image = container.commit(labels)
@@ -134,10 +172,14 @@ class DockerBackend:
 
     def close(self) -> None:
         """Remove every container that this backend started, and every snapshot."""
+        if self._pool is not None:
+            self._pool.empty()
         with self._lock:
             sandboxes = [sandbox for sandbox, _, _ in self._sandboxes.values()]
         for sandbox in sandboxes:
             sandbox.close()
+        if self._pool is not None:
+            self._pool.close()
         self._snapshots.close()
         with self._lock:
             hub, self._hub = self._hub, None
@@ -179,10 +221,16 @@ class DockerBackend:
             self._sandboxes[sandbox.id] = (sandbox, spec, place)
         return sandbox
 
-    def forget(self, sandbox: SupervisedSandbox) -> None:
-        """Learn that a sandbox is closed."""
+    def dispose(self, sandbox: SupervisedSandbox, remove: Callable[[], None]) -> None:
+        """Remove a container whose processes are ended; with a pool, while others work."""
         with self._lock:
-            self._sandboxes.pop(sandbox.id, None)
+            known = self._sandboxes.pop(sandbox.id, None)
+        if known is None:
+            return
+        if self._pool is not None:
+            self._pool.later(remove)
+        else:
+            remove()
 
     def _get_hub(self) -> Hub:
         with self._lock:
