@@ -101,6 +101,8 @@ class Trust(StrEnum):
     """Tests run in a fresh sandbox, in the same process as the judged code."""
     SHARED = "shared"
     """Tests run where the agent worked."""
+    OPINION = "opinion"
+    """A model was asked about a text that the agent wrote, and can be talked into much."""
 
 
 class Noise(Record):
