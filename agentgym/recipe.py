@@ -20,7 +20,7 @@ from agentgym.errors import RecipeError, UnknownNameError
 from agentgym.guidance import Guidance
 from agentgym.noise import Appeals, FlipNoise, Review
 from agentgym.policy import Sampling
-from agentgym.rewards import RewardScheme
+from agentgym.rewards import RewardScheme, check_appeals
 from agentgym.rollout import Limits
 from agentgym.sandbox import SandboxBackend
 from agentgym.task import Task
@@ -156,6 +156,9 @@ class Recipe(Record):
         probe: AgentEnv = make_env()
         if self.noise is not None:
             self.noise.check_levels(probe.levels)
+        if self.appeals is not None:
+            self.appeals.check()
+        check_appeals(scheme, self.appeals)
         review = Review(self.noise, self.appeals) if self.noise or self.appeals else None
         if probe.sandboxed:
             backend.check()

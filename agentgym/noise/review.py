@@ -102,6 +102,15 @@ class Appeals(Record):
     rejected: Share
     """Share of the rejected ones."""
 
+    def check(self) -> None:
+        """Refuse a grader that is not registered or does not take the options.
+
+        Raises:
+            UnknownNameError, AgentgymError: each one sentence.
+        """
+        if self.grader is not None:
+            registry.create("graders", self.grader.name, **self.grader.options)
+
     def hear(self, verdict: Verdict, case: Case) -> Verdict:
         """Return the verdict, with what the trusted grader said if it was asked; its own value stays."""
         if verdict.value is None or verdict.grader is None:

@@ -13,7 +13,7 @@ from agentgym.rewards.base import (
 )
 from agentgym.rewards.components import FlawPenalty, RubricGated, WeightedPartial
 from agentgym.rewards.gated import GatedRewards, OutcomeOnly, UngatedSum
-from agentgym.rewards.noisy import BackwardCorrection, ForwardCorrection
+from agentgym.rewards.noisy import BackwardCorrection, ForwardCorrection, check_appeals
 from agentgym.rewards.process import ClipDelta, MinForm, ReNorm
 from agentgym.rewards.siblings import LengthPenalty, ProcessFilter, ToolContrast
 
@@ -38,6 +38,7 @@ __all__ = [
     "ToolContrast",
     "UngatedSum",
     "WeightedPartial",
+    "check_appeals",
     "check_levels",
     "check_signals",
     "settlement",

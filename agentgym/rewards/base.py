@@ -184,15 +184,23 @@ def settlement(scheme: RewardScheme, trajectory: Trajectory) -> float:
 
 
 def check_levels(scheme: RewardScheme, levels: Mapping[str, str] | Sequence[str]) -> None:
-    """Refuse a ladder that lacks a rung for a level that the environment can reach.
+    """Refuse a ladder that lacks a rung for a level that the environment can reach, or has one for another level.
 
     Raises:
-        RecipeError: naming the missing rungs.
+        RecipeError: naming the missing or needless rungs.
     """
     ladder = getattr(scheme, "ladder", None)
-    missing = [level for level in levels if ladder is not None and level not in ladder]
+    if ladder is None:
+        return
+    missing = [level for level in levels if level not in ladder]
     if missing:
         raise RecipeError(f"the ladder has no rung for {', '.join(missing)}; the environment can reach it, so add it")
+    needless = [level for level in ladder if level not in levels]
+    if needless:
+        raise RecipeError(
+            f"the ladder has a rung for {', '.join(needless)}, which the environment never reaches; "
+            f"its levels are {', '.join(levels)}; correct the name or take it out"
+        )
 
 
 def check_signals(scheme: RewardScheme, declared: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from agentgym import registry
 from agentgym.env import AgentEnv
-from agentgym.errors import AgentgymError, RecipeError
+from agentgym.errors import AgentgymError, RecipeError, UnknownNameError
 from agentgym.guidance import RolloutRequest
 from agentgym.policy import ScriptedPolicy
 from agentgym.recipe import Recipe
@@ -113,6 +113,7 @@ def test_a_recipe_selects_a_scheme_by_name_and_it_prices_a_group(name: str) -> N
     ("name", "change", "problem"),
     [
         pytest.param("g_ra", {"ladder": {"failed": 0, "passed": 1}}, "no rung for no_submission", id="missing-rung"),
+        pytest.param("g_ra", {"ladder": {**LADDER, "pased": 2}}, "a rung for pased, which the env", id="needless-rung"),
         pytest.param("pure", {"score": "judgd"}, "reads the signal 'judgd'", id="unknown-signal"),
         pytest.param("ungated", {"step_weights": {"valid_cals": 1}}, "signal 'valid_cals'", id="unknown-weight"),
         pytest.param("pure", {"temprature": 1}, "'temprature'; it takes: ladder, score, temp", id="unknown-option"),
@@ -149,3 +150,13 @@ def test_noise_and_appeals_reach_training_environments_only() -> None:
         Recipe.parse({**plain, "noise": {**noise, "passed": "solved"}}).prepare()
     with pytest.raises(RecipeError, match=r"name one in appeals\.grader"):
         Recipe.parse({**plain, "appeals": appeals}).prepare()
+    with pytest.raises(UnknownNameError, match="no grader is registered as 'functon'; did you mean 'function'"):
+        Recipe.parse({**plain, "appeals": {**appeals, "grader": {"name": "functon"}}}).prepare()
+
+
+@pytest.mark.parametrize("appeals", [None, {"grader": {"name": "function"}, "accepted": 0.5, "rejected": 0.0}])
+def test_rates_that_wait_for_appeals_which_never_come_are_refused(appeals: dict[str, Any] | None) -> None:
+    plain = {"name": "noisy", "environment": {"id": ENV}, "appeals": appeals}
+    reward = {"name": "backward", "options": {**RATES, "learn_after": 10}}
+    with pytest.raises(RecipeError, match="the recipe does not send both"):
+        Recipe.parse({**plain, "reward": reward}).prepare()
