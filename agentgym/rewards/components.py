@@ -145,6 +145,13 @@ class WeightedPartial(AttemptScheme):
             if one.passed:
                 raise RecipeError(f"a right answer has the level {level!r}; take it out of `without_components`")
             return flat(one, self.without_components[level])
+        given = one.verdict.components if one.verdict is not None else {}
+        missing = [name for name in self.weights if name not in given]
+        if missing:
+            raise RecipeError(
+                f"verdicts of level {level!r} have no component {', '.join(missing)}; correct the name, "
+                "or price the level in `without_components`"
+            )
         found = {name: component(one, name) for name in self.weights}
         known = {name: value for name, value in found.items() if value is not None}
         return flat(one, self.worth(known, right=one.passed)) if len(known) == len(found) else None

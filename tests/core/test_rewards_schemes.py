@@ -234,7 +234,7 @@ def test_an_unknown_component_of_a_right_answer_keeps_it_out_and_never_becomes_z
     assert found.outcome == [0.0, *scheme(group(attempt("passed"), attempt("failed"))).outcome]
 
 
-@pytest.mark.parametrize("scheme", [RUBRIC, FAPO, WEIGHTED], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("scheme", [RUBRIC, FAPO], ids=lambda one: type(one).__name__)
 def test_a_component_that_no_grader_gives_is_refused_in_one_sentence(scheme: RewardScheme) -> None:
     verdict = Verdict(value=1.0, level="passed", trust=Trust.RPC, components={"other": 1.0})
     with pytest.raises(RecipeError, match=r"has no component '(rubric|flaw)'; it has other; name one"):
@@ -271,6 +271,13 @@ def test_partial_credit_ranks_right_above_wrong_under_all_weights_that_load(
     right = scheme.worth(dict(zip("abcde", values[:5], strict=True)), right=True)
     assert right > scheme.worth(dict(zip("abcde", values[5:], strict=True)), right=False)
     assert right > scheme.worth(dict.fromkeys("abcde", 1.0), right=False)
+
+
+def test_partial_credit_says_which_level_lacks_components() -> None:
+    with pytest.raises(
+        RecipeError, match="of level 'failed' have no component rubric, flaw; correct the name, or price"
+    ):
+        WEIGHTED(group(Trajectory("t", "train", (), [], Verdict(value=0.0, level="failed", trust=Trust.RPC))))
 
 
 def test_a_price_for_handing_in_nothing_must_not_reach_a_right_answer() -> None:
