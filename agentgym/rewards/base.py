@@ -186,9 +186,12 @@ def settlement(scheme: RewardScheme, trajectory: Trajectory) -> float:
 def check_levels(scheme: RewardScheme, levels: Mapping[str, str] | Sequence[str]) -> None:
     """Refuse a ladder that lacks a rung for a level that the environment can reach, or has one for another level.
 
+    Of the prices of levels without components, only `no_submission` must be there: nothing is ever judged at it.
+
     Raises:
         RecipeError: naming the missing or needless rungs.
     """
+    _check_without_components(getattr(scheme, "without_components", None), levels)
     ladder = getattr(scheme, "ladder", None)
     if ladder is None:
         return
@@ -200,6 +203,19 @@ def check_levels(scheme: RewardScheme, levels: Mapping[str, str] | Sequence[str]
         raise RecipeError(
             f"the ladder has a rung for {', '.join(needless)}, which the environment never reaches; "
             f"its levels are {', '.join(levels)}; correct the name or take it out"
+        )
+
+
+def _check_without_components(priced: Mapping[str, float] | None, levels: Mapping[str, str] | Sequence[str]) -> None:
+    if priced is None:
+        return
+    if "no_submission" in levels and "no_submission" not in priced:
+        raise RecipeError("nothing is judged at the level no_submission; price it in `without_components`")
+    needless = [level for level in priced if level not in levels]
+    if needless:
+        raise RecipeError(
+            f"`without_components` prices {', '.join(needless)}, which the environment never reaches; "
+            f"its levels are {', '.join(levels)}"
         )
 
 

@@ -23,7 +23,9 @@ from agentgym.rewards import (
     RubricGated,
     ToolContrast,
     WeightedPartial,
+    check_levels,
     check_signals,
+    settlement,
 )
 from agentgym.tokens import TokenBuffer
 from agentgym.types import Group, Message, Signal, Trajectory, Trust, Turn, Verdict
@@ -133,6 +135,13 @@ def test_every_right_answer_outranks_every_wrong_one(scheme: RewardScheme, drawn
     wrong = [price for passed, price in kept if not passed]
     if right and wrong:
         assert min(right) > max(wrong)
+
+
+@pytest.mark.parametrize("scheme", [MIN, BOTH, RENORM, FAPO, WEIGHTED], ids=lambda one: type(one).__name__)
+@given(drawn=st.lists(drawn_attempt, min_size=1, max_size=5))
+def test_schemes_of_single_attempts_price_each_as_if_it_were_alone(scheme: RewardScheme, drawn: list[Any]) -> None:
+    attempts = [attempt(*one) for one in drawn]
+    assert scheme(group(*attempts)).returns == [settlement(scheme, one) for one in attempts]
 
 
 # ---------------------------------------------------------------- process scores
@@ -273,10 +282,17 @@ def test_partial_credit_ranks_right_above_wrong_under_all_weights_that_load(
     assert right > scheme.worth(dict.fromkeys("abcde", 1.0), right=False)
 
 
+def test_partial_credit_prices_the_level_of_no_submission_and_no_level_that_does_not_exist() -> None:
+    check_levels(WEIGHTED, ("no_submission", "failed", "passed"))
+    with pytest.raises(RecipeError, match="`without_components` prices no_submission, which the environment never rea"):
+        check_levels(WEIGHTED, ("failed", "passed"))
+    unpriced = WEIGHTED.model_copy(update={"without_components": {}})
+    with pytest.raises(RecipeError, match="nothing is judged at the level no_submission; price it"):
+        check_levels(unpriced, ("no_submission", "failed", "passed"))
+
+
 def test_partial_credit_says_which_level_lacks_components() -> None:
-    with pytest.raises(
-        RecipeError, match="of level 'failed' have no component rubric, flaw; correct the name, or price"
-    ):
+    with pytest.raises(RecipeError, match="of level 'failed' have no component rubric, flaw; correct the n"):
         WEIGHTED(group(Trajectory("t", "train", (), [], Verdict(value=0.0, level="failed", trust=Trust.RPC))))
 
 
