@@ -15,6 +15,7 @@ from agentgym.errors import AgentFault, SandboxError
 from agentgym.sandbox import ExecResult
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._command import ENTER
+from agentgym_sandboxes._daemon import knock
 from agentgym_sandboxes._docker_exec import Command, DockerExec
 from agentgym_sandboxes._lifetime import Lifetime
 from agentgym_sandboxes._supervised import RunOptions
@@ -38,6 +39,10 @@ class Container:
         """Say why the container does not answer, by what the daemon knows and nothing that the agent says."""
         if self._lifetime.closed:
             return SandboxError(f"sandbox {self.id} was closed while a command ran in it")
+        try:
+            knock()
+        except SandboxError as error_too:
+            return error_too
         try:
             state = self._settled_state()
             if state["Running"]:
@@ -79,6 +84,7 @@ class Container:
 
     def remove(self) -> None:
         """Remove the container and everything in it."""
+        knock()
         try:
             self._api.remove_container(self._container, v=True, force=True)
         except NotFound:

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -25,7 +26,7 @@ def why_not() -> str | None:
     """Return what keeps this machine from having one, if anything does."""
     if os.geteuid() != 0:
         return "a Docker daemon can be started by root only"
-    missing = [name for name in ("dockerd", "busybox") if shutil.which(name) is None]
+    missing = [name for name in ("dockerd", "containerd", "busybox") if shutil.which(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else None
 
 
@@ -38,25 +39,35 @@ class PrivateDaemon:
         self._log = (self._folder / "log").open("wb")
         self._process: subprocess.Popen[bytes] | None = None
         (self._folder / "daemon.json").write_text("{}")
+        # As on most machines, a service of its own that outlives the daemon.
+        self._containerd = self._run(
+            ["containerd", "--root", f"{self._folder}/c", "--state", f"{self._folder}/s", "--address", self._socket]
+        )
+
+    @property
+    def _socket(self) -> str:
+        return f"{self._folder}/c.sock"
+
+    def _run(self, argv: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(argv, stdout=self._log, stderr=self._log, start_new_session=True)
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        self._process = subprocess.Popen(
+        self._process = self._run(
             [
-                "dockerd",
+                *("dockerd", "--containerd", self._socket),
                 *("--data-root", f"{self._folder}/data", "--exec-root", f"{self._folder}/exec"),
                 *("--pidfile", f"{self._folder}/pid", "--host", self.url, "--bridge", "none", "--iptables=false"),
                 *("--config-file", f"{self._folder}/daemon.json"),
-            ],
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
+            ]
         )
         deadline = time.monotonic() + _WAIT_S
         while time.monotonic() < deadline:
-            with suppress(DockerException, requests.RequestException), closing(self.client()) as client:
-                if client.ping():
-                    return
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as knocker:
+                knocker.connect(self.url.removeprefix("unix://"))
+                with suppress(DockerException, requests.RequestException), closing(self.client()) as client:
+                    if client.ping():
+                        return
             assert self._process.poll() is None, self.log()
             time.sleep(0.1)
         raise AssertionError(f"the private daemon did not come up: {self.log()}")
@@ -91,6 +102,8 @@ class PrivateDaemon:
         if self._process is not None and self._process.poll() is None:
             self.send(signal.SIGCONT)
             self.stop()
+        self._containerd.terminate()
+        self._containerd.wait(_WAIT_S)
         subprocess.run(["pkill", "-KILL", "-f", str(self._folder)], check=False)
         for line in reversed(Path("/proc/mounts").read_text().splitlines()):
             if str(self._folder) in line.split()[1]:
