@@ -41,6 +41,9 @@ def variables(env: Mapping[str, str] | None) -> dict[str, str]:
             raise ValueError(f"{name!r} cannot be an environment variable: no '=' or NUL in names, no NUL in values")
         if len(_utf8(name + value, "an environment variable")) >= _LONGEST_WORD:
             raise ValueError(f"the environment variable {name!r} is longer than {_LONGEST_WORD} bytes")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in (env or {}).items())
+    if size > _LONGEST_COMMAND:
+        raise ValueError(f"the environment variables have {size} bytes of at most {_LONGEST_COMMAND}: use a file")
     return dict(env or {})
 
 

@@ -15,7 +15,7 @@ WINDOW = 1 << 18
 """Bytes of one stream that may be under way before the other side has said that it took some."""
 _HEADER = struct.Struct("<III")
 _EXEC = struct.Struct("<IQQQIII")
-_EXIT = struct.Struct("<IiIIQQII")
+_EXIT = struct.Struct("<IiIIQQ")
 _ENTRY = struct.Struct("<cIqIQ")
 _LONGEST = 8 << 20
 
@@ -94,7 +94,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a command ended, and the last of what it said."""
+    """How a command ended."""
 
     end: End
     value: int
@@ -103,16 +103,12 @@ class Exit:
     pids: bool
     dropped_out: int
     dropped_err: int
-    tail_out: bytes
-    tail_err: bytes
 
     @classmethod
     def parse(cls, payload: bytes) -> Exit:
         """Read an EXIT's payload."""
-        end, value, oom, pids, dropped_out, dropped_err, out, err = _EXIT.unpack_from(payload)
-        tails = payload[_EXIT.size :]
-        said = (dropped_out, dropped_err, tails[:out], tails[out : out + err])
-        return cls(End(end), value, bool(oom), bool(pids), *said)
+        end, value, oom, pids, dropped_out, dropped_err = _EXIT.unpack(payload)
+        return cls(End(end), value, bool(oom), bool(pids), dropped_out, dropped_err)
 
     @property
     def failure(self) -> tuple[Stage, int]:
@@ -133,9 +129,13 @@ def execution(
     """Return an EXEC's payload; the head of each stream is the larger half of `limit`."""
     words = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
     micros = 0 if timeout is None else max(1, int(timeout * 1e6))
-    head = limit - limit // 2
-    fixed = _EXEC.pack(flags, micros, head, limit // 2, shape[0] << 16 | shape[1], len(argv), len(env))
+    fixed = _EXEC.pack(flags, micros, head_of(limit), limit // 2, shape[0] << 16 | shape[1], len(argv), len(env))
     return fixed + b"".join(word.encode() + b"\0" for word in words)
+
+
+def head_of(limit: int) -> int:
+    """Return how many of the bytes that are kept of a stream are its first."""
+    return limit - limit // 2
 
 
 def number(value: int) -> bytes:

@@ -29,6 +29,7 @@ from agentgym_sandboxes._messages import (
     Stage,
     Want,
     execution,
+    head_of,
     number_of,
     outcome,
     wanted_files,
@@ -337,7 +338,7 @@ def finished(
     ended: Exit, running: _Running, options: RunOptions, argv: Sequence[str], seconds: float
 ) -> ExecResult | None:
     """Return how a command ended; None if there was no room for its processes."""
-    stderr = _whole(running.err, ended.dropped_err, ended.tail_err)
+    stderr = _whole(running.err, ended.dropped_err, options.output_limit)
     code: int | None = ended.value
     if ended.end is End.NOT_STARTED:
         stage, reason = ended.failure
@@ -356,7 +357,7 @@ def finished(
         code = None
     return ExecResult(
         exit_code=code,
-        stdout=_whole(running.out, ended.dropped_out, ended.tail_out),
+        stdout=_whole(running.out, ended.dropped_out, options.output_limit),
         stderr=stderr,
         timed_out=ended.end is End.TIMED_OUT,
         truncated=bool(ended.dropped_out or ended.dropped_err),
@@ -368,8 +369,10 @@ def finished(
     )
 
 
-def _whole(head: bytearray, dropped: int, tail: bytes) -> bytes:
-    return bytes(head) + (b"\n[... %d bytes dropped ...]\n" % dropped if dropped else b"") + tail
+def _whole(kept: bytearray, dropped: int, limit: int) -> bytes:
+    if not dropped:
+        return bytes(kept)
+    return bytes(kept[: head_of(limit)]) + b"\n[... %d bytes dropped ...]\n" % dropped + kept[head_of(limit) :]
 
 
 def _check(code: int, path: str) -> None:

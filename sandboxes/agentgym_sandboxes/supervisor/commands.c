@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 enum { LINGER_US = 25000, KICK_US = 4000, KICKS_BEFORE_SWEEP = 40, TUNNEL = 0x40000000 };
+enum { MOST_CONNECTIONS = 256, TERMINAL_BYTES = 1 << 17 };
 
 typedef struct { /* the first bytes go out at once, the last are kept, what lies between is counted */
     int fd;
@@ -33,13 +34,14 @@ typedef struct Channel {
     Sink out, err;
     Buffer input;
     int input_ends;
-    uint64_t deadline, next_kick, linger_until, credit, oom_before, forks_before;
-    int kicks, has_ended, kind;
+    int64_t credit;
+    uint64_t deadline, next_kick, linger_until, oom_before, forks_before;
+    int kicks, has_ended, all_gone, kind;
     int32_t value;
 } Channel;
 
 static Channel *channels;
-static uint32_t connections;
+static uint32_t connections, connected;
 
 static Channel *channel_of(uint32_t id) {
     for (Channel *one = channels; one; one = one->next)
@@ -66,6 +68,7 @@ static void forget(Channel *gone) {
             *link = gone->next;
             break;
         }
+    connected -= gone->state == CONNECTED;
     if (gone->in == gone->out.fd) gone->in = -1;
     shut(&gone->in), shut(&gone->out.fd), shut(&gone->err.fd), shut(&gone->control), shut(&gone->status);
     free(gone->input.data), free(gone->out.tail.data), free(gone->err.tail.data);
@@ -98,7 +101,7 @@ static void hear(Channel *one, Sink *sink, uint32_t type, const char *data, size
     if (one->state == LEFT_BEHIND) return;
     if (one->flags & STREAMED) {
         send_frame(type, one->id, data, length);
-        one->credit -= length < one->credit ? length : one->credit;
+        one->credit -= (int64_t)length;
         return;
     }
     size_t now = length < sink->head ? length : sink->head;
@@ -107,16 +110,14 @@ static void hear(Channel *one, Sink *sink, uint32_t type, const char *data, size
     if (length > now) keep_tail(sink, data + now, length - now);
 }
 
-static int read_once(Channel *one, Sink *sink, uint32_t type) { /* 0 when there is no more for now, or ever */
+static size_t read_some(Channel *one, Sink *sink, uint32_t type, size_t most) { /* 0: no more for now, or ever */
     static char chunk[CHUNK];
-    size_t most = sizeof chunk;
-    if (one->flags & STREAMED && one->state != LEFT_BEHIND && one->credit < most) most = one->credit;
     if (sink->fd < 0 || most == 0) return 0;
-    ssize_t length = read(sink->fd, chunk, most);
+    ssize_t length = read(sink->fd, chunk, most < sizeof chunk ? most : sizeof chunk);
     if (length < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
     if (length > 0) {
         hear(one, sink, type, chunk, (size_t)length);
-        return 1;
+        return (size_t)length;
     }
     if (one->state == CONNECTED) send_frame(END, one->id, NULL, 0); /* the other direction may go on */
     if (one->in == sink->fd) one->in = -1; /* a terminal's */
@@ -124,31 +125,45 @@ static int read_once(Channel *one, Sink *sink, uint32_t type) { /* 0 when there 
     return 0;
 }
 
-static void drain(Channel *one) { /* a process that lives on may write for ever, so not for ever */
-    for (int rounds = 0; rounds < 64 && read_once(one, &one->out, OUT); rounds++) {
-    }
-    for (int rounds = 0; rounds < 64 && read_once(one, &one->err, ERR); rounds++) {
+static int is_broke(const Channel *one) { return one->flags & STREAMED && one->state != LEFT_BEHIND && one->credit <= 0; }
+
+static void read_once(Channel *one, Sink *sink, uint32_t type) {
+    if (is_broke(one)) return;
+    read_some(one, sink, type, one->flags & STREAMED && one->credit < CHUNK ? (size_t)one->credit : CHUNK);
+}
+
+/* Reads what is there by now, whether there is credit for it or not, and nothing that a process that lives on may add:
+ * what was written before a command ended comes before the word that it did. */
+static void drain_one(Channel *one, Sink *sink, uint32_t type) {
+    int there = TERMINAL_BYTES; /* a terminal does not know what it still holds */
+    if (sink->fd >= 0 && !(one->flags & WITH_PTY) && ioctl(sink->fd, FIONREAD, &there) < 0) return;
+    for (size_t left = (size_t)there, now; left > 0 && (now = read_some(one, sink, type, left)) > 0;) left -= now;
+}
+
+static void drain(Channel *one) {
+    drain_one(one, &one->out, OUT);
+    drain_one(one, &one->err, ERR);
+}
+
+static void send_tail(const Channel *one, const Sink *sink, uint32_t type) {
+    for (size_t done = 0, now; done < sink->tail.length; done += now) {
+        now = sink->tail.length - done < CHUNK ? sink->tail.length - done : CHUNK;
+        send_frame(type, one->id, sink->tail.data + done, now);
     }
 }
 
 static void finish(Channel *one) {
-    char payload[44];
+    char payload[32];
     drain(one);
     trim_tail(&one->out), trim_tail(&one->err);
+    send_tail(one, &one->out, OUT), send_tail(one, &one->err, ERR);
     put32(payload, (uint32_t)one->kind);
     put32(payload + 4, (uint32_t)one->value);
     put32(payload + 8, oom_kills() > one->oom_before);
     put32(payload + 12, refused_forks() > one->forks_before);
     put64(payload + 16, one->out.dropped);
     put64(payload + 24, one->err.dropped);
-    put32(payload + 32, (uint32_t)one->out.tail.length);
-    put32(payload + 36, (uint32_t)one->err.tail.length);
-    Buffer whole = {0};
-    add(&whole, payload, 40);
-    add(&whole, one->out.tail.data, one->out.tail.length);
-    add(&whole, one->err.tail.data, one->err.tail.length);
-    send_frame(EXIT, one->id, whole.data, whole.length);
-    free(whole.data);
+    send_frame(EXIT, one->id, payload, sizeof payload);
     /* What it left in the background may go on writing; nobody hears it, and nobody dies of a closed pipe. */
     one->state = LEFT_BEHIND;
     drop(&one->out.tail, one->out.tail.length), drop(&one->err.tail, one->err.tail.length);
@@ -165,10 +180,12 @@ static void refuse(Channel *one, uint32_t what, int reason) {
 
 /* ---- starting ---- */
 
-static char **words(const char **data, uint32_t count) {
-    char **list = calloc(count + 1, sizeof *list);
+static char **words(const char **data, const char *end, uint32_t count) {
+    if (count > (size_t)(end - *data)) die("a malformed command");
+    char **list = calloc((size_t)count + 1, sizeof *list);
     if (!list) die("no memory");
     for (uint32_t i = 0; i < count; i++) {
+        if (*data >= end) die("a malformed command");
         list[i] = (char *)*data;
         *data += strlen(*data) + 1;
     }
@@ -217,20 +234,20 @@ static int connect_streams(Channel *one, Launch *launch, int rows, int columns) 
 }
 
 void start_command(uint32_t id, const char *data, size_t length) {
-    if (length < 40 || data[length - 1] != 0) die("a malformed command");
+    if (length < 41 || data[length - 1] != 0) die("a malformed command");
     Channel *one = new_channel(id, RUNNING);
     one->flags = get32(data);
     uint64_t timeout_us = get64(data + 4);
     one->out.head = one->err.head = get64(data + 12);
     one->out.tail_room = one->err.tail_room = get64(data + 20);
     uint32_t shape = get32(data + 28), arguments = get32(data + 32), variables = get32(data + 36);
-    const char *text = data + 40;
+    const char *text = data + 40, *end = data + length;
     Launch launch = {.in = -1, .out = -1, .err = -1, .control = -1, .pty = (one->flags & WITH_PTY) != 0,
                      .isolated = getpid() == 1};
     launch.directory = text;
     text += strlen(text) + 1;
-    launch.argv = words(&text, arguments);
-    launch.env = words(&text, variables);
+    launch.argv = words(&text, end, arguments);
+    launch.env = words(&text, end, variables);
     launch.env_count = (int)variables;
     one->deadline = timeout_us ? now_us() + timeout_us : 0;
     one->oom_before = oom_kills(), one->forks_before = refused_forks();
@@ -309,20 +326,20 @@ void resize(uint32_t id, int rows, int columns) {
 /* ---- the end of a command ---- */
 
 static void kick(Channel *one) {
-    int alive = kill_tree(one->keeper);
-    /* A keeper that somebody killed has lost its tree to us, and a bomb may outrun us: then everything goes at once,
-     * which the kernel does in one step. Only the first process of a namespace may say so: elsewhere it is everybody. */
-    if ((alive < 0 || ++one->kicks > KICKS_BEFORE_SWEEP) && getpid() == 1) kill(-1, SIGKILL);
+    /* A bomb may outrun us: then everything goes at once, which the kernel does in one step. Only the first process of a
+     * namespace may say so: elsewhere it is everybody. */
+    if (kill_tree(one->keeper) >= 0 && ++one->kicks > KICKS_BEFORE_SWEEP && getpid() == 1) kill(-1, SIGKILL);
     one->next_kick = now_us() + KICK_US;
 }
 
 void kill_command(uint32_t id) {
-    Channel *one = channel_of(id);
+    Channel *one = channels;
+    while (one && one->id != id) one = one->next;
     if (!one) return;
     if (one->state == CONNECTED || one->state == LISTENING) {
         forget(one);
-    } else if (one->state == RUNNING) {
-        one->state = KILLING;
+    } else if (one->state == RUNNING || (one->state == LEFT_BEHIND && !one->next_kick)) {
+        if (one->state == RUNNING) one->state = KILLING;
         kick(one);
     }
 }
@@ -333,6 +350,8 @@ static int hear_status(Channel *one) { /* 0 if that was its end */
         ssize_t length = read(one->status, &report, sizeof report);
         if (length < 0 && (errno == EAGAIN || errno == EINTR)) return 1;
         if (length != sizeof report) break;
+        one->all_gone |= report.what == ALL_GONE || report.what == FORK_FAILED;
+        if (report.what == ALL_GONE) continue;
         if (one->state == LEFT_BEHIND || one->has_ended) continue;
         if (report.what != HAS_ENDED) { /* its own exit that follows says nothing new */
             one->kind = NOT_STARTED;
@@ -344,7 +363,10 @@ static int hear_status(Channel *one) { /* 0 if that was its end */
         }
         one->has_ended = one->kind != NOT_STARTED || report.what != HAS_ENDED;
     }
-    shut(&one->status); /* the keeper ended, and with it the last process of the command */
+    shut(&one->status); /* the keeper ended, and if it says so with it the last process of the command */
+    int is_to_die = one->state == KILLING || one->next_kick || !one->has_ended;
+    /* Somebody killed the keeper: nobody knows any more whose its tree is. */
+    if (is_to_die && !one->all_gone && getpid() == 1) kill(-1, SIGKILL);
     if (one->state == LEFT_BEHIND) {
         forget(one);
         return 0;
@@ -352,7 +374,6 @@ static int hear_status(Channel *one) { /* 0 if that was its end */
     if (one->state == KILLING) {
         one->kind = TIMED_OUT;
     } else if (!one->has_ended) {
-        if (getpid() == 1) kill(-1, SIGKILL); /* somebody killed the keeper: nobody knows any more whose its tree is */
         one->kind = SIGNALLED, one->value = SIGKILL;
     }
     finish(one);
@@ -401,10 +422,15 @@ void listen_on(uint32_t id, int port) {
 static void accept_one(Channel *one) {
     int fd = accept4(one->control, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
-    Channel *made = new_channel(TUNNEL | ++connections, CONNECTED);
+    int again = fcntl(fd, F_DUPFD_CLOEXEC, 0); /* so that each direction ends by itself */
+    if (again < 0) {
+        close(fd);
+        return;
+    }
+    Channel *made = new_channel(TUNNEL | (++connections & (TUNNEL - 1)), CONNECTED);
+    connected++;
     made->flags = STREAMED;
-    made->out.fd = fd;
-    made->in = fcntl(fd, F_DUPFD_CLOEXEC, 0); /* so that each direction ends by itself */
+    made->out.fd = fd, made->in = again;
     char listener[4];
     put32(listener, one->id);
     send_frame(ACCEPT, made->id, listener, sizeof listener);
@@ -426,10 +452,11 @@ int watch(struct pollfd *polls, int room) {
     int count = 0, full = queued() > QUEUE_LIMIT;
     for (Channel *one = channels; one; one = one->next) {
         int silent = full && one->state != LEFT_BEHIND;
-        if (one->flags & STREAMED && one->credit == 0 && one->state != LEFT_BEHIND) silent = 1;
+        int speaks = one->state == LISTENING ? connected < MOST_CONNECTIONS && !full : !silent;
+        if (is_broke(one)) silent = 1;
         if (!silent) want(polls, room, &count, one->out.fd, POLLIN);
         if (!silent) want(polls, room, &count, one->err.fd, POLLIN);
-        want(polls, room, &count, one->control, POLLIN);
+        if (speaks) want(polls, room, &count, one->control, POLLIN);
         want(polls, room, &count, one->status, POLLIN);
         if (one->input.length > 0) want(polls, room, &count, one->in, POLLOUT);
     }
@@ -449,7 +476,9 @@ void serve(const struct pollfd *polls, int count) {
         if (ready(polls, count, one->out.fd) & (POLLIN | POLLERR | POLLHUP)) read_once(one, &one->out, OUT);
         if (ready(polls, count, one->err.fd) & (POLLIN | POLLERR | POLLHUP)) read_once(one, &one->err, ERR);
         if (one->state == CONNECTED) {
-            if (one->out.fd < 0 && one->in < 0) forget(one);
+            if (one->out.fd >= 0 || one->in >= 0) continue;
+            send_done(one->id, 0, "");
+            forget(one);
             continue;
         }
         if (ready(polls, count, one->control)) {
@@ -467,7 +496,7 @@ int64_t next_deadline_us(void) {
     for (Channel *one = channels; one; one = one->next) {
         if (one->state == RUNNING && one->deadline && one->deadline < first) first = one->deadline;
         if (one->state == RUNNING && one->linger_until && one->linger_until < first) first = one->linger_until;
-        if (one->state == KILLING && one->next_kick < first) first = one->next_kick;
+        if (one->next_kick && one->next_kick < first) first = one->next_kick;
     }
     return first == UINT64_MAX ? -1 : (int64_t)first;
 }
@@ -481,7 +510,7 @@ void on_time(void) {
         } else if (one->state == RUNNING && one->deadline && now >= one->deadline) {
             one->state = KILLING;
             kick(one);
-        } else if (one->state == KILLING && now >= one->next_kick) {
+        } else if (one->next_kick && now >= one->next_kick) {
             kick(one);
         }
     }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 enum { ENTRY = 25, DEEPEST = 200, AS_BEFORE = -1 };
+#define BILLION INT64_C(1000000000)
 #define FOLDER (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 
 static int plain(int reason) { return reason == ELOOP || reason == ENOTDIR || reason == EISDIR ? NOT_PLAIN : reason; }
@@ -78,7 +79,10 @@ static int fail(Walk *walk, int code) {
 
 static void send_head(Walk *walk, char type, const struct stat *info, const char *path, uint64_t size) {
     char head[ENTRY];
-    int64_t time_ns = (int64_t)info->st_mtim.tv_sec * 1000000000 + info->st_mtim.tv_nsec;
+    int64_t time_ns;
+    if (__builtin_mul_overflow((int64_t)info->st_mtim.tv_sec, BILLION, &time_ns) ||
+        __builtin_add_overflow(time_ns, (int64_t)info->st_mtim.tv_nsec, &time_ns))
+        time_ns = 0; /* beyond 2262: anybody may set any time */
     head[0] = type;
     put32(head + 1, info->st_mode & 07777);
     put64(head + 5, (uint64_t)time_ns);
@@ -226,7 +230,8 @@ static void give_up(int code) {
 }
 
 static void set_times(int folder, const char *name, int64_t time_ns) {
-    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {time_ns / 1000000000, time_ns % 1000000000}};
+    int64_t ns = (time_ns % BILLION + BILLION) % BILLION; /* also before 1970 */
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {(time_ns - ns) / BILLION, ns}};
     if (time_ns && utimensat(folder, name, times, AT_SYMLINK_NOFOLLOW) < 0) give_up(errno);
 }
 

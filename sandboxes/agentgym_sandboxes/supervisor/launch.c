@@ -133,6 +133,9 @@ void keep(const Launch *launch) {
         int status;
         pid_t ended = waitpid(-1, &status, 0);
         if (ended == child) report(HAS_ENDED, status);
-        if (ended < 0 && errno != EINTR) _exit(0);
+        if (ended < 0 && errno != EINTR) {
+            report(ALL_GONE, 0);
+            _exit(0);
+        }
     }
 }

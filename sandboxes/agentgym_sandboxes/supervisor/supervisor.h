@@ -4,7 +4,7 @@
  * sandbox's only user and holds no privilege, so whatever it opens, the agent could have opened too.
  *
  * Both directions carry frames: length of the payload (u32), channel (u32), type (u32), payload; little-endian.
- * _protocol.py holds the other side.
+ * _messages.py holds the other side.
  */
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H
@@ -80,7 +80,7 @@ typedef struct {
     char **env;
     int env_count;
 } Launch;
-enum { FORK_FAILED = 1, ENTER_FAILED = 2, START_FAILED = 3, HAS_ENDED = 4 };
+enum { FORK_FAILED = 1, ENTER_FAILED = 2, START_FAILED = 3, HAS_ENDED = 4, ALL_GONE = 5 };
 typedef struct {
     uint32_t what;
     int32_t value;
