@@ -15,18 +15,15 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from agentgym.errors import SandboxError
-from agentgym_sandboxes import _supervisor
-from agentgym_sandboxes._hardening import HOME
 from agentgym_sandboxes._owner import Owner
-from agentgym_sandboxes._tar import pack, unpack
+from agentgym_sandboxes._proxy_rules import GIVEN
+from agentgym_sandboxes._supervisor_volume import SupervisorVolume
 
 logger = logging.getLogger(__name__)
 
 BASE_IMAGE = "agentgym-base:latest"
 _CONNECTIONS = 128
 _CALL_TIMEOUT_S = 120
-_PROGRAM = "supervisor"
-_LONGEST_PROGRAM = 1 << 22
 
 
 class Daemon:
@@ -38,7 +35,7 @@ class Daemon:
         self._lock = threading.RLock()
         self._client: docker.APIClient | None = None
         self._info: dict[str, Any] = {}
-        self._volume: str | None = None
+        self._volume: SupervisorVolume | None = None
         self._known: set[str] = set()
 
     def check(self) -> None:
@@ -52,9 +49,9 @@ class Daemon:
 
     def connect(self) -> docker.APIClient:
         """Return the client; the first call reaches for the daemon and removes what dead owners left."""
+        knock()
         with self._lock:
             if self._client is None:
-                knock()
                 try:
                     client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
                     client.ping()
@@ -116,14 +113,9 @@ class Daemon:
         """Return the volume that holds the supervisor; `image` is any, for the container that fills it."""
         with self._lock:
             if self._volume is None:
-                path = _supervisor.program(str(self._info.get("Architecture") or ""))
-                name = f"agentgym-{path.name}"
-                try:
-                    _fill(self.connect(), name, image, path.read_bytes())
-                except (DockerException, requests.RequestException) as error:
-                    raise SandboxError(f"Docker cannot hand the supervisor to sandboxes: {error}") from error
-                self._volume = name
-            return self._volume
+                machine = str(self._info.get("Architecture") or "")
+                self._volume = SupervisorVolume(self.connect(), machine, self._info.get(GIVEN))
+            return self._volume.require(image)
 
 
 def sweep(api: docker.APIClient) -> list[str]:
@@ -160,30 +152,3 @@ def knock() -> None:
                 f"no Docker daemon answers at {where} ({error.strerror}): install it (`apt-get install docker.io`) "
                 "and start it"
             ) from error
-
-
-def _fill(api: docker.APIClient, volume: str, image: str, program: bytes) -> None:
-    """Put the supervisor into its volume, unless the very same is there: no daemon but ours need see our disk."""
-    api.create_volume(volume, labels={"agentgym.supervisor": _supervisor.digest()})
-    mount = docker.types.Mount(target=HOME, source=volume, type="volume")
-    helper = api.create_container(
-        image,
-        command=["never-started"],
-        labels={"agentgym.helper": "supervisor", **Owner.current().labels()},
-        host_config=api.create_host_config(mounts=[mount], network_mode="none"),
-    )["Id"]
-    try:
-        if _stored(api, helper) != program:
-            api.put_archive(helper, HOME, pack({_PROGRAM: program}, 0, mode=0o755))
-            if _stored(api, helper) != program:
-                raise DockerException("what was written to the supervisor's volume cannot be read back")
-    finally:
-        api.remove_container(helper, v=False, force=True)
-
-
-def _stored(api: docker.APIClient, container: str) -> bytes | None:
-    try:
-        pieces, _ = api.get_archive(container, f"{HOME}/{_PROGRAM}")
-    except NotFound:
-        return None
-    return unpack(b"".join(pieces), 1, _LONGEST_PROGRAM).get(_PROGRAM)

@@ -47,7 +47,7 @@ def settings(
         pids_limit=pids(spec),
         nano_cpus=int(spec.cpus * 1e9) if spec.cpus else None,
         tmpfs=_tmpfs(spec),
-        mounts=[docker.types.Mount(target=HOME, source=volume, type="volume", read_only=True)],
+        mounts=[docker.types.Mount(target=HOME, source=volume, type="volume", read_only=True, no_copy=True)],
         oom_score_adj=500,
         ulimits=[
             docker.types.Ulimit(name="core", soft=0, hard=0),

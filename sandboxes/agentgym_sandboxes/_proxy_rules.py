@@ -11,7 +11,16 @@ from urllib.parse import parse_qsl, urlencode
 
 LABEL = "agentgym.proxy"
 """The proxy writes it on every container that it lets somebody create, and lets nobody touch another."""
+MOUNT = "/.agentgym"
+"""Where containers see the supervisor."""
+GIVEN = "AgentgymSupervisor"
+"""The field of `/info` by which the proxy says that it fills this volume itself, and which it is."""
 
+INFO = "/info"
+"""The one answer that the proxy does not pass on as it is."""
+_FIELDS = ("Architecture", "CgroupVersion", "Driver", "MemTotal", "NCPU", "OSType", "ServerVersion")
+_LIMITS = ("CpuCfsQuota", "MemoryLimit", "PidsLimit", "SwapLimit")
+_STORAGE = ("Backing Filesystem", "Supports pquota")
 _ID = r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,255}"
 _MAX_PIDS = 1 << 15
@@ -56,6 +65,15 @@ class Verdict:
     call: Call
     owned: Literal["container", "exec"] | None
     id: str
+    makes: NewContainer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewContainer:
+    """What a container that is to be created needs to be there."""
+
+    image: str
+    volume: str
 
 
 def judge(call: Call) -> Verdict:
@@ -68,8 +86,15 @@ def judge(call: Call) -> Verdict:
         if call.method in methods and (match := re.fullmatch(pattern, call.path)):
             checked = check(call)
             found = match.groupdict().get("id") or (_filters(call)["container"][0] if owned else "")
-            return Verdict(checked, owned, found)
+            return Verdict(checked, owned, found, _needs(checked) if check is _create else None)
     raise Refusal(f"{call.method} {call.path} is not a call that sandboxes need")
+
+
+def reduced(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of Docker's `/info` what sandboxes need, and nothing of the machine beside."""
+    status = [pair for pair in info.get("DriverStatus") or [] if pair[0] in _STORAGE]
+    kept = {name: info[name] for name in (*_FIELDS, *_LIMITS) if name in info}
+    return {**kept, "DriverStatus": status, "Runtimes": {name: {} for name in info.get("Runtimes") or {}}}
 
 
 def _as_it_is(call: Call) -> Call:
@@ -110,6 +135,17 @@ def _no_body(call: Call) -> Call:
     return replace(call, body=b"")
 
 
+def _attach(call: Call) -> Call:
+    for name, value in call.query.items():
+        if name not in _STREAMS and name != "detachKeys":  # that one says how a terminal lets go, and there is none
+            raise Refusal(f"an attachment's {name}={value[:40]} may not be set")
+    return replace(call, query=dict.fromkeys(_STREAMS, "1"), body=b"")
+
+
+def _stats(call: Call) -> Call:
+    return replace(call, query={"stream": "0", "one-shot": "1"})
+
+
 def _update(call: Call) -> Call:
     body = _known(_json_object(call.body), frozenset(("PidsLimit",)), "the update's")
     if not _is_count(body.get("PidsLimit"), _MAX_PIDS):
@@ -127,9 +163,30 @@ def _create(call: Call) -> Call:
     for name, (wanted, holds) in _REQUIRED.items():
         if not holds(host.get(name)):
             raise Refusal(f"HostConfig's {name} must be {wanted}, not {host.get(name)!r}")
+    (mount,) = host["Mounts"]
+    host["Mounts"] = [{name: mount[name] for name in (*_MOUNT, "Source")}]
     _require_plain_user(body, "a container")
     labels = {**(body.get("Labels") or {}), LABEL: "true"}
     return replace(call, body=json.dumps({**body, "HostConfig": host, "Labels": labels}).encode())
+
+
+def _needs(call: Call) -> NewContainer:
+    body = json.loads(call.body)
+    image = body.get("Image")
+    if not isinstance(image, str) or not re.fullmatch(_IMAGE, image):
+        raise Refusal(f"{str(image)[:80]!r} is not an image's name")
+    return NewContainer(image, body["HostConfig"]["Mounts"][0]["Source"])
+
+
+def _is_supervisor(mounts: object) -> bool:
+    """Whether the only mount is a volume with the supervisor, read-only, by fields that are spelt as Docker does."""
+    if not isinstance(mounts, list) or len(mounts) != 1 or not isinstance(mounts[0], dict):
+        return False
+    given = {name: value for name, value in mounts[0].items() if value not in (None, "", [], {})}
+    source = given.pop("Source", None)
+    # As text, because in Python 1 equals True.
+    is_ours = json.dumps(given, sort_keys=True) == json.dumps(_MOUNT, sort_keys=True)
+    return is_ours and bool(re.fullmatch(_VOLUME, str(source)))
 
 
 def _known(given: Mapping[str, Any], known: frozenset[str], whose: str) -> dict[str, Any]:
@@ -167,6 +224,9 @@ _BODY = frozenset(
 )
 _EXEC = frozenset(("AttachStderr", "AttachStdin", "AttachStdout", "Cmd", "Container", "Env", "User", "WorkingDir"))
 _START = frozenset(("Detach",))
+_STREAMS = ("stdin", "stdout", "stderr", "stream")
+_MOUNT = {"Type": "volume", "Target": MOUNT, "ReadOnly": True, "VolumeOptions": {"NoCopy": True}}
+_VOLUME = r"agentgym-supervisor-(x86_64|aarch64)-[0-9a-f]{16}"
 _REQUIRED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "NetworkMode": ("'none' or 'bridge'", lambda value: value in ("none", "bridge")),
     "ReadonlyRootfs": ("true", lambda value: value is True),
@@ -176,6 +236,7 @@ _REQUIRED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MemorySwap": ("a number of bytes", lambda value: _is_count(value, 1 << 50)),
     "PidsLimit": (f"1..{_MAX_PIDS}", lambda value: _is_count(value, _MAX_PIDS)),
     "LogConfig": ("of Type 'none'", lambda value: value == {"Type": "none", "Config": {}}),
+    "Mounts": (f"a read-only volume with the supervisor at {MOUNT} and nothing else", _is_supervisor),
     "OomScoreAdj": ("at least 0", lambda value: type(value) is int and value >= 0),
 }
 _HOST = frozenset((*_REQUIRED, "NanoCpus", "ShmSize", "Tmpfs", "Ulimits"))
@@ -183,12 +244,15 @@ _Route = tuple[tuple[str, ...], str, Literal["container", "exec"] | None, Callab
 _ROUTES: tuple[_Route, ...] = (
     (("GET", "HEAD"), r"/_ping", None, _as_it_is),
     (("GET",), r"/version", None, _as_it_is),
+    (("GET",), INFO, None, _no_body),
     (("GET",), rf"/images/{_IMAGE}/json", None, _as_it_is),
     (("GET",), r"/containers/json", None, _listing),
     (("POST",), r"/containers/create", None, _create),
     (("GET",), rf"/containers/{_ID}/json", "container", _as_it_is),
     (("GET",), rf"/containers/{_ID}/top", "container", _as_it_is),
     (("POST",), rf"/containers/{_ID}/(start|stop|kill|wait)", "container", _no_body),
+    (("GET",), rf"/containers/{_ID}/stats", "container", _stats),
+    (("POST",), rf"/containers/{_ID}/attach", "container", _attach),
     (("POST",), rf"/containers/{_ID}/update", "container", _update),
     (("POST",), rf"/containers/{_ID}/exec", "container", _exec),
     (("DELETE",), rf"/containers/{_ID}", "container", _as_it_is),

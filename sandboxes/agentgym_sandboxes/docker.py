@@ -137,7 +137,8 @@ class DockerBackend:
         image = self._daemon.require_image(spec.image)
         volume = self._daemon.supervisor(image)
         asked, spec = spec, spec.model_copy(update={"ttl_s": spec.ttl_s + longer_s})
-        labels = {"agentgym.run": self._run, "agentgym.created": f"{time.time():.3f}", **Owner.current().labels()}
+        life = {"agentgym.created": f"{time.time():.3f}", "agentgym.ttl": f"{spec.ttl_s:.3f}"}
+        labels = {"agentgym.run": self._run, **life, **Owner.current().labels()}
         with self._starting:
             return self._start(api, image, asked, settings(api, spec, volume, labels, self._daemon.runtime))
 

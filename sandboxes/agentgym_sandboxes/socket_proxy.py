@@ -11,11 +11,15 @@ import asyncio
 import json
 import logging
 import os
+import select
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from agentgym_sandboxes._proxy_rules import LABEL, Call, Refusal, Verdict, judge
+from agentgym_sandboxes._compile import BuildError
+from agentgym_sandboxes._proxy_rules import INFO, LABEL, Call, Refusal, Verdict, judge
+from agentgym_sandboxes._proxy_upstream import SupervisorKeeper, Upstream, request_head
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +27,15 @@ _HEAD_LIMIT = 1 << 16
 _BODY_LIMIT = 8 << 20
 _CHUNK = 1 << 16
 _PATIENCE_S = 60
+_LOOK_S = 0.5
 
 
 class SocketProxy:
     """Serves one request per connection, so that nothing can hide behind a request that passed."""
 
     def __init__(self, upstream: str) -> None:
-        self._upstream = upstream
+        self._upstream = Upstream(upstream)
+        self._supervisor = SupervisorKeeper(self._upstream)
         self._at_work: set[asyncio.Task[None]] = set()  # asyncio itself would let them be collected while they wait
 
     async def serve(self, listen: str) -> None:
@@ -49,15 +55,20 @@ class SocketProxy:
             method, target, headers, body = await asyncio.wait_for(_request(reader), _PATIENCE_S)
             verdict = judge(Call.parse(method, target, body))
             await self._require_owned(verdict)
-            call = verdict.call
-            logger.info("passed %s %s", method, call.path)
-            upgrade = headers.get("upgrade", "").lower() == "tcp"
-            await self._forward(call, upgrade, reader, writer)
+            if verdict.makes is not None:
+                await self._supervisor.require(verdict.makes)
+            logger.info("passed %s %s", method, verdict.call.path)
+            if verdict.call.path == INFO:
+                writer.write(_answer(200, await self._supervisor.info()))
+            else:
+                upgrade = headers.get("upgrade", "").lower() == "tcp"
+                await self._forward(verdict.call, upgrade, reader, writer)
         except Refusal as refusal:
             logger.warning("refused: %s", refusal)
-            writer.write(_answer(403, f"the socket proxy refuses: {refusal}"))
-        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
-            writer.write(_answer(502, f"the socket proxy cannot pass the call on: {error or type(error).__name__}"))
+            writer.write(_answer(403, {"message": f"the socket proxy refuses: {refusal}"}))
+        except (OSError, ValueError, EOFError, asyncio.LimitOverrunError, BuildError) as error:
+            reason = str(error) or type(error).__name__
+            writer.write(_answer(502, {"message": f"the socket proxy cannot pass the call on: {reason}"}))
         finally:
             with suppress(OSError):
                 await writer.drain()
@@ -66,47 +77,47 @@ class SocketProxy:
     async def _require_owned(self, verdict: Verdict) -> None:
         container = verdict.id
         if verdict.owned == "exec":
-            container = (await self._get(f"/exec/{verdict.id}/json")).get("ContainerID", "")
+            container = (await self._upstream.get(f"/exec/{verdict.id}/json")).get("ContainerID", "")
         if verdict.owned and container:
-            found = await self._get(f"/containers/{container}/json")
+            found = await self._upstream.get(f"/containers/{container}/json")
             labels = found.get("Config", {}).get("Labels") or {}
             if found and LABEL not in labels:
                 raise Refusal(f"container {container} was not created through it")
 
-    async def _get(self, path: str) -> dict[str, Any]:
-        """Ask Docker itself; an empty answer if there is no such thing, which Docker then says to the caller too."""
-        reader, writer = await asyncio.open_unix_connection(self._upstream)
-        try:
-            writer.write(_head("GET", path, b"", upgrade=False))
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-            status = int(head.split()[1])
-            if status == 404:
-                return {}
-            if status != 200:
-                raise ValueError(f"Docker answered {status} to GET {path}")
-            found: dict[str, Any] = json.loads(_dechunked(head, body))
-            return found
-        finally:
-            writer.close()
-
     async def _forward(
         self, call: Call, upgrade: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        from_docker, to_docker = await asyncio.open_unix_connection(self._upstream)
-        upload: asyncio.Task[None] | None = None
+        from_docker, to_docker = await self._upstream.connect()
+        helpers: list[asyncio.Task[None]] = []
         try:
-            to_docker.write(_head(call.method, call.target, call.body, upgrade))
+            to_docker.write(request_head(call.method, call.target, len(call.body), upgrade=upgrade) + call.body)
             head = await from_docker.readuntil(b"\r\n\r\n")
             writer.write(head)
+            download = asyncio.create_task(_copy(from_docker, writer))
+            helpers.append(download)
             if head.split()[1] == b"101":  # only now is what the caller sends a command's input and not a new request
-                upload = asyncio.create_task(_copy(reader, to_docker))
-            elif upgrade:
-                to_docker.write_eof()  # or Docker would keep the connection for a next request
-            await _copy(from_docker, writer)
+                upload = asyncio.create_task(_upload(reader, to_docker, writer))
+                helpers.append(upload)
+                await asyncio.wait(helpers, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                if upgrade:
+                    to_docker.write_eof()  # or Docker would keep the connection for a next request
+                await download
         finally:
-            if upload is not None:
-                upload.cancel()
+            for task in helpers:
+                task.cancel()
             to_docker.close()
+
+
+async def _upload(reader: asyncio.StreamReader, to_docker: asyncio.StreamWriter, caller: asyncio.StreamWriter) -> None:
+    """Pass on what the caller sends; return once it hung up, which is more than having no more to send."""
+    await _copy(reader, to_docker)
+    poller = select.poll()
+    if not caller.is_closing():
+        poller.register(caller.get_extra_info("socket").fileno(), 0)
+    # asyncio tells of the end of input only, and not of a hang-up.
+    while not caller.is_closing() and not poller.poll(0):  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,27 +146,10 @@ async def _request(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, st
     return method, target, headers, await reader.readexactly(size)
 
 
-def _head(method: str, target: str, body: bytes, upgrade: bool) -> bytes:
-    """Write the request anew, so that nothing of the caller's headers but what is listed here gets through."""
-    connection = "Connection: Upgrade\r\nUpgrade: tcp" if upgrade else "Connection: close"
-    lines = f"{method} {target} HTTP/1.1\r\nHost: docker\r\n{connection}\r\n"
-    return f"{lines}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def _answer(status: int, message: str) -> bytes:
-    body = json.dumps({"message": message}).encode()
-    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nConnection: close\r\n"
+def _answer(status: int, content: dict[str, Any]) -> bytes:
+    body = json.dumps(content).encode()
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\nConnection: close\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def _dechunked(head: bytes, body: bytes) -> bytes:
-    if b"transfer-encoding: chunked" not in head.lower():
-        return body
-    whole = b""
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        whole, body = whole + body[: int(size, 16)], body[int(size, 16) + 2 :]
-    return whole
 
 
 def main() -> None:

@@ -15,8 +15,16 @@ import pytest
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import SandboxSpec
-from agentgym_sandboxes._proxy_rules import LABEL, Call, Refusal, judge
+from agentgym_sandboxes._proxy_rules import LABEL, Call, NewContainer, Refusal, judge, reduced
 
+VOLUME = "agentgym-supervisor-x86_64-0123456789abcdef"
+MOUNT: dict[str, Any] = {
+    "Type": "volume",
+    "Target": "/.agentgym",
+    "Source": VOLUME,
+    "ReadOnly": True,
+    "VolumeOptions": {"NoCopy": True},
+}
 HOST: dict[str, Any] = {
     "NetworkMode": "none",
     "ReadonlyRootfs": True,
@@ -27,6 +35,7 @@ HOST: dict[str, Any] = {
     "PidsLimit": 10,
     "OomScoreAdj": 500,
     "LogConfig": {"Type": "none", "Config": {}},
+    "Mounts": [MOUNT],
 }
 BODY: dict[str, Any] = {"Image": "x", "User": "1000:1000"}
 BAD_HOST: dict[str, Any] = {
@@ -54,8 +63,39 @@ BAD_HOST: dict[str, Any] = {
     "OomScoreAdj": -1000,
     "LogConfig": {"Type": "syslog", "Config": {"syslog-address": "udp://10.0.0.1"}},
 }
+BAD_MOUNTS: dict[str, list[Any]] = {
+    "none": [],
+    "two": [MOUNT, MOUNT],
+    "a bind beside": [MOUNT, {"Type": "bind", "Source": "/", "Target": "/host"}],
+    "no object": ["/:/host"],
+    "bind": [{**MOUNT, "Type": "bind", "Source": "/"}],
+    "bind of the name": [{**MOUNT, "Type": "bind"}],
+    "tmpfs": [{"Type": "tmpfs", "Target": "/.agentgym"}],
+    "elsewhere": [{**MOUNT, "Target": "/etc"}],
+    "writable": [{**MOUNT, "ReadOnly": False}],
+    "read-only unsaid": [{name: value for name, value in MOUNT.items() if name != "ReadOnly"}],
+    "read-only as a number": [{**MOUNT, "ReadOnly": 1}],
+    "another case beside": [{**MOUNT, "readonly": False}],
+    "another case instead": [{**{n: v for n, v in MOUNT.items() if n != "ReadOnly"}, "readOnly": True}],
+    "a second source": [{**MOUNT, "source": "/"}],
+    "somebody else's volume": [{**MOUNT, "Source": "database"}],
+    "a name that goes on": [{**MOUNT, "Source": f"{VOLUME}-evil"}],
+    "a name with a line": [{**MOUNT, "Source": f"{VOLUME}\n"}],
+    "a folder": [{**MOUNT, "Source": f"/{VOLUME}"}],
+    "an unknown machine": [{**MOUNT, "Source": "agentgym-supervisor-riscv64-0123456789abcdef"}],
+    "a driver": [{**MOUNT, "VolumeOptions": {"NoCopy": True, "DriverConfig": {"Options": {"device": "/"}}}}],
+    "a copy of the image's files": [{**MOUNT, "VolumeOptions": {"NoCopy": False}}],
+    "propagation": [{**MOUNT, "BindOptions": {"Propagation": "rshared"}}],
+}
 BAD_CALLS = [
-    ("POST", "/containers/abc/attach"),
+    ("POST", "/containers/abc/attach?logs=1"),
+    ("GET", "/containers/abc/attach"),
+    ("GET", "/containers/abc/attach/ws?stream=1"),
+    ("GET", "/containers/abc/logs"),
+    ("GET", "/containers/abc/export"),
+    ("GET", "/containers/abc/changes"),
+    ("POST", "/commit?container=abc"),
+    ("HEAD", "/containers/abc/archive?path=/"),
     ("PUT", "/containers/abc/archive?path=/"),
     ("GET", "/containers/abc/archive?path=/"),
     ("POST", "/containers/abc/rename?name=x"),
@@ -65,8 +105,15 @@ BAD_CALLS = [
     ("POST", "/images/x/json"),
     ("GET", "/volumes"),
     ("POST", "/volumes/create"),
+    ("GET", f"/volumes/{VOLUME}"),
+    ("DELETE", f"/volumes/{VOLUME}"),
+    ("POST", "/volumes/prune"),
+    ("GET", "/images/json"),
+    ("POST", "/containers/prune"),
+    ("GET", "/system/df"),
     ("POST", "/networks/create"),
-    ("GET", "/info"),
+    ("POST", "/info"),
+    ("GET", "/info/../containers/abc/json"),
     ("POST", "/swarm/init"),
     ("GET", "/secrets"),
     ("GET", "/images/../containers/abc/json"),
@@ -103,6 +150,45 @@ def test_a_container_that_is_less_than_hardened_is_refused(field: str) -> None:
 def test_unknown_spellings_and_fields_are_refused(field: str) -> None:
     with pytest.raises(Refusal, match=field):
         _create({**BODY, "HostConfig": HOST, field: {"Privileged": True}})
+
+
+@pytest.mark.parametrize("mounts", BAD_MOUNTS.values(), ids=BAD_MOUNTS.keys())
+def test_nothing_is_mounted_but_the_supervisor_and_that_read_only(mounts: list[Any]) -> None:
+    with pytest.raises(Refusal, match="Mounts must be a read-only volume"):
+        _create({**BODY, "HostConfig": {**HOST, "Mounts": mounts}})
+
+
+def test_a_container_that_is_let_through_says_which_volume_must_be_filled() -> None:
+    mount = {**MOUNT, "Consistency": "", "TmpfsOptions": None}
+    body = json.dumps({**BODY, "HostConfig": {**HOST, "Mounts": [mount]}}).encode()
+    verdict = judge(Call.parse("POST", "/containers/create", body))
+    assert verdict.makes == NewContainer("x", VOLUME)
+    assert json.loads(verdict.call.body)["HostConfig"]["Mounts"] == [MOUNT]
+
+
+@pytest.mark.parametrize("image", ["", "../x", "a b", "x?y=1", None, ["x"]])
+def test_an_image_that_is_no_name_is_refused(image: object) -> None:
+    with pytest.raises(Refusal, match="not an image's name"):
+        _create({**BODY, "Image": image, "HostConfig": HOST})
+
+
+def test_an_attachment_is_to_all_streams_and_nothing_else() -> None:
+    call = judge(Call.parse("POST", "/v1.41/containers/abc/attach?stdin=1&detachKeys=ctrl-a", b"x")).call
+    assert call.target == "/v1.41/containers/abc/attach?stdin=1&stdout=1&stderr=1&stream=1"
+    assert call.body == b""
+
+
+def test_what_docker_says_of_the_machine_is_reduced_to_what_sandboxes_need() -> None:
+    status = [["Backing Filesystem", "xfs"], ["Data file", "/dev/sda"], ["Supports pquota", "true"]]
+    secret = {"Name": "host", "ID": "x", "DockerRootDir": "/var", "HttpProxy": "http://u:p@h", "RegistryConfig": {}}
+    runtimes = {"runc": {"path": "/usr/bin/runc"}}
+    found = reduced({"Driver": "overlay2", "NCPU": 2, "DriverStatus": status, "Runtimes": runtimes, **secret})
+    assert found == {
+        "Driver": "overlay2",
+        "NCPU": 2,
+        "DriverStatus": [status[0], status[2]],
+        "Runtimes": {"runc": {}},
+    }
 
 
 def test_empty_fields_that_would_undo_others_are_dropped() -> None:
@@ -183,7 +269,132 @@ def test_the_docker_sandbox_works_through_the_proxy(proxy: Path, monkeypatch: py
         assert box.exec(["python3", "-c", "bytearray(1 << 30)"]).oom
         box.write("a/b", data)
         assert box.download(".") == {"a/b": data}
+        with box.shell() as shell, box.terminal("cat") as terminal:
+            assert shell.run("x=7; cd /tmp").ok
+            assert shell.run('echo "$x $PWD"').stdout == b"7 /tmp\n"
+            terminal.send("typed\r")
+            assert b"typed" in terminal.read(until=b"typed").data
+        assert box.exec(["id", "-u"], user="12345").stdout == b"12345\n"
+        with backend.fork(box.snapshot()) as branch:
+            assert branch.read("a/b") == data
     backend.close()
+
+
+@pytest.mark.docker
+def test_the_proxy_itself_fills_the_supervisors_volume_whenever_it_is_gone(
+    proxy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    direct = _backend()
+    api = direct._daemon.connect()
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{proxy}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # with nothing built, and no compiler
+    monkeypatch.setenv("PATH", "")
+    backend = _backend()
+    for _ in range(2):
+        with backend.start(SandboxSpec()) as box:
+            assert box.exec(["true"]).ok
+            mount = api.inspect_container(box.id)["HostConfig"]["Mounts"][0]
+            assert mount["ReadOnly"]
+        try:
+            api.remove_volume(mount["Source"])
+        except Exception as error:
+            if "in use" not in str(error) and "the socket proxy refuses" not in str(error):
+                raise
+            pytest.skip(f"the volume cannot be removed just now: {error}")
+    assert not (tmp_path / "cache").exists()
+    assert not api.containers(all=True, filters={"label": "agentgym.helper=proxy"})
+    backend.close()
+    direct.close()
+
+
+@pytest.mark.docker
+def test_a_caller_of_another_version_is_refused(proxy: Path) -> None:
+    _backend().close()
+    request = _posted("/containers/create", {**BODY, "HostConfig": HOST})
+    answer = _send(proxy, request)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"it hands out the supervisor agentgym-supervisor-" in answer
+
+
+@pytest.mark.docker
+def test_docker_says_only_what_sandboxes_need_of_the_machine(proxy: Path) -> None:
+    _backend().close()
+    answer = json.loads(_send(proxy, b"GET /v1.41/info HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")[2])
+    assert answer["Driver"]
+    assert answer["AgentgymSupervisor"].startswith("agentgym-supervisor-")
+    assert not answer.keys() & {"Name", "ID", "DockerRootDir", "RegistryConfig", "Labels", "HttpProxy", "Swarm"}
+
+
+@pytest.fixture
+def attached(proxy: Path) -> Iterator[tuple[socket.socket, str, Any]]:
+    """A connection by hand to the streams of a container that copies its input."""
+    backend = _backend()
+    api = backend._daemon.connect()
+    volume = json.loads(_send(proxy, b"GET /info HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")[2])["AgentgymSupervisor"]
+    body = {"Image": "agentgym-base:latest", "User": "1000:1000", "Entrypoint": ["cat"], "OpenStdin": True}
+    host = {**HOST, "Mounts": [{**MOUNT, "Source": volume}]}
+    streams = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True, "StdinOnce": True}
+    answer = _send(proxy, _posted("/containers/create", {**body, **streams, "HostConfig": host}))
+    container = json.loads(answer.partition(b"\r\n\r\n")[2])["Id"]
+    try:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(10)
+            caller.connect(str(proxy))
+            line = f"POST /containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1"
+            caller.sendall(f"{line}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode())
+            assert caller.recv(65536).startswith(b"HTTP/1.1 101 ")
+            yield caller, container, api
+    finally:
+        api.remove_container(container, force=True)
+        backend.close()
+
+
+def _posted(path: str, body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+@pytest.mark.docker
+def test_an_attachment_carries_both_ways_and_ends_when_the_container_does(
+    attached: tuple[socket.socket, str, Any], proxy: Path
+) -> None:
+    caller, container, api = attached
+    assert _send(proxy, _posted(f"/containers/{container}/start", {})).startswith(b"HTTP/1.1 204 ")
+    caller.sendall(b"GET /info HTTP/1.1\r\n\r\n")  # input, and no longer a request
+    assert caller.recv(65536)[8:] == b"GET /info HTTP/1.1\r\n\r\n"
+    api.kill(container)
+    assert caller.recv(65536) == b""
+
+
+@pytest.mark.docker
+def test_an_attachment_ends_when_the_caller_hangs_up_and_lives_on_while_it_only_listens(
+    attached: tuple[socket.socket, str, Any], proxy: Path
+) -> None:
+    caller, container, api = attached
+    assert _send(proxy, _posted(f"/containers/{container}/start", {})).startswith(b"HTTP/1.1 204 ")
+    caller.sendall(b"last words")
+    caller.shutdown(socket.SHUT_WR)
+    assert caller.recv(65536)[8:] == b"last words"
+    assert caller.recv(65536) == b""  # its input ended, so the program did
+    assert api.wait(container)["StatusCode"] == 0
+
+
+@pytest.mark.docker
+def test_no_connection_to_docker_outlives_the_callers(attached: tuple[socket.socket, str, Any], proxy: Path) -> None:
+    caller, container, api = attached  # it never starts, so Docker itself would wait for ever
+    assert _connections(proxy) == 1
+    caller.close()
+    deadline = time.monotonic() + 5
+    while _connections(proxy) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _connections(proxy) == 0
+    assert api.inspect_container(container)["State"]["Status"] == "created"
+
+
+def _connections(listening: Path) -> int:
+    """Count the accepted connections of a listening socket of this machine."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return sum(line.endswith(f" {listening}") and line.split()[5] == "03" for line in lines)
 
 
 @pytest.mark.docker
@@ -198,6 +409,8 @@ def test_somebody_elses_container_is_out_of_reach(proxy: Path) -> None:
         for line, body in (
             (f"GET /containers/{box.id}/json", b""),
             (f"POST /containers/{box.id}/kill", b""),
+            (f"POST /containers/{box.id}/attach", b""),
+            (f"GET /containers/{box.id}/stats", b""),
             (f"DELETE /containers/{box.id}?force=1", b""),
             (f"POST /exec/{command}/start", b"{}"),
             (f"POST /containers/{box.id}/exec", b'{"User": "1000", "Cmd": ["id"]}'),
