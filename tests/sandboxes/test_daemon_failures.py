@@ -127,7 +127,7 @@ def test_what_a_killed_daemon_leaves_is_swept(
 
 def test_a_frozen_daemon_costs_nothing_but_time(daemon: PrivateDaemon, backend: DockerBackend) -> None:
     with backend.start(SPEC) as box:
-        daemon.send(signal.SIGSTOP)
+        daemon.freeze()
         thaw = threading.Timer(FREEZE_S, daemon.send, (signal.SIGCONT,))
         thaw.start()
         try:

@@ -81,6 +81,16 @@ class PrivateDaemon:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop it and wait until each of its threads stands still."""
+        assert self._process is not None
+        self.send(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        deadline = time.monotonic() + _WAIT_S
+        while any(one.read_text().rpartition(")")[2].split()[0] != "T" for one in threads.glob("*/stat")):
+            assert time.monotonic() < deadline, "the private daemon cannot be frozen"
+            time.sleep(0.01)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it and wait for that."""
         assert self._process is not None
