@@ -38,6 +38,7 @@ class FlipNoise(RateTable):
     """Flips verdicts at given rates, to study training under imperfect graders.
 
     What the grader really said stays in the verdict's `noise`, so that no evaluation can take the noisy value for it.
+    Components and feedback stay as they were.
     """
 
     passed: str

@@ -7,13 +7,12 @@ from agentgym.rewards.base import (
     Rewards,
     RewardScheme,
     Scheme,
-    check_levels,
-    check_signals,
     settlement,
 )
+from agentgym.rewards.checks import check_appeals, check_levels, check_signals
 from agentgym.rewards.components import FlawPenalty, RubricGated, WeightedPartial
 from agentgym.rewards.gated import GatedRewards, OutcomeOnly, UngatedSum
-from agentgym.rewards.noisy import BackwardCorrection, ForwardCorrection, check_appeals
+from agentgym.rewards.noisy import BackwardCorrection, ForwardCorrection
 from agentgym.rewards.process import ClipDelta, MinForm, ReNorm
 from agentgym.rewards.siblings import LengthPenalty, ProcessFilter, ToolContrast
 

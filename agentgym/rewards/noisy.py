@@ -9,9 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from agentgym.errors import RecipeError
-from agentgym.noise import Appeals, EstimatedRates, RateEstimator, Rates, RateTable
-from agentgym.rewards.base import AttemptScheme, Price, RewardScheme, flat
+from agentgym.noise import EstimatedRates, RateEstimator, Rates, RateTable
+from agentgym.rewards.base import AttemptScheme, Price, flat
 from agentgym.types import Group, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -80,21 +79,6 @@ class _Corrected(RateTable, AttemptScheme):
                 logger.warning("appeals say that %s tells nothing; its given rates are kept", key)
             else:
                 self._learned[key] = found
-
-
-def check_appeals(scheme: RewardScheme, appeals: Appeals | None) -> None:
-    """Refuse a scheme that waits for appeals which will never come.
-
-    Raises:
-        RecipeError: if nobody appeals against accepted or against rejected answers.
-    """
-    if getattr(scheme, "learn_after", None) is None:
-        return
-    if appeals is None or not (appeals.accepted and appeals.rejected):
-        raise RecipeError(
-            "the reward scheme learns its rates from appeals against accepted and rejected answers, and the recipe "
-            "does not send both; set shares above 0 in `appeals`, or learn_after: null"
-        )
 
 
 class BackwardCorrection(_Corrected):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import PrivateAttr
 from safetensors.torch import load_file
 
+from agentgym import registry
 from agentgym.errors import RecipeError
+from agentgym.guidance import NoGuidance
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
+from agentgym.types import Group
 from agentgym_trainers.native import NativeTrainer
 
 MODEL = {"vocab_size": 300, "hidden": 48, "layers": 2, "heads": 2, "kv_heads": 1, "context_length": 128}
@@ -71,6 +76,35 @@ def test_a_resumed_run_remembers_the_appeals_and_ends_with_the_same_weights(
     resumed = load_file(newest / "model" / "model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert lab.column(again, "noise/rho0/grade") == lab.column(run, "noise/rho0/grade")
+
+
+class CountingGuidance(NoGuidance):
+    """Guidance that learns: it counts the groups it has seen."""
+
+    _seen: int = PrivateAttr(0)
+
+    def update(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Count."""
+        self._seen += len(groups)
+        return {"guidance/seen": float(self._seen)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting."""
+        self._seen = state["seen"]
+
+
+def test_guidance_that_learns_is_updated_and_saved_too(lab: Any) -> None:
+    if "tests-counting" not in registry.names("guidance"):
+        registry.add("guidance", "tests-counting", CountingGuidance)
+    trainer = {"model": MODEL, "policy": {"steps": 2, "tasks_per_step": 3, "attempts": 2}}
+    found = lab.train(trainer=trainer, guidance={"name": "tests-counting"}, tasks={"train": 20, "test": 2})
+    assert lab.column(found, "guidance/seen") == [3.0, 6.0]
+    newest = max(found.checkpoints.glob("step-*"))
+    assert torch.load(newest / "state.pt", weights_only=True)["learnables"] == {"guidance": {"seen": 6}}
 
 
 def test_a_run_whose_advantage_undoes_the_correction_does_not_start(lab: Any, tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ class Trainer:
         policy = self.settings.policy
         self._estimate = partial(registry.lookup("advantages", policy.advantage), **policy.advantage_options)
         refuse_cancellation(prepared.scheme, policy.advantage, self._estimate)
-        self._learnables = {"scheme": prepared.scheme} if isinstance(prepared.scheme, Learnable) else {}
+        parts = {"scheme": prepared.scheme, "guidance": prepared.guidance}
+        self._learnables = {name: part for name, part in parts.items() if isinstance(part, Learnable)}
 
     def train(self, *, resume: bool) -> None:
         """Run all phases."""
