@@ -160,8 +160,6 @@ class Recipe(Record):
             self.appeals.check()
         check_appeals(scheme, self.appeals)
         review = Review(self.noise, self.appeals) if self.noise or self.appeals else None
-        if probe.sandboxed:
-            backend.check()
         train = list(probe.tasks.split("train").take(self.tasks.train))
         held_out = {
             "validation": list(probe.tasks.split("validation").take(self.tasks.validation)),
@@ -170,6 +168,11 @@ class Recipe(Record):
         refuse_twins(
             train, [task for tasks in held_out.values() for task in tasks], threshold=self.tasks.near_duplicate
         )
+        if probe.sandboxed:
+            backend.check()
+            evaluated = held_out[self.evaluation.split]
+            for spec in {one.sandbox.model_dump_json(): one.sandbox for one in (*train, *evaluated)}.values():
+                backend.accept(spec)
         return Prepared(self, make_env, backend, scheme, guidance, train, held_out[self.evaluation.split], review)
 
 

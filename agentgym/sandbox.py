@@ -253,6 +253,15 @@ class SandboxBackend(Protocol):
         """
         ...
 
+    def accept(self, spec: SandboxSpec) -> None:
+        """Refuse now what `start` would refuse later; starts nothing.
+
+        Raises:
+            CapabilityError: the spec asks for what this backend lacks.
+            SandboxError: its image is not there, or this machine is too small for its limits.
+        """
+        ...
+
     def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a fresh sandbox.
 

@@ -1,13 +1,15 @@
-"""What tests of environments and trainers share: a toy environment, a counting sandbox backend, conformance checks.
+"""What tests share: a toy environment, a counting sandbox backend, a scripted model endpoint, conformance checks.
 
 There is no fake sandbox: a fake that nothing holds to the real one's promises proves nothing.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -80,6 +82,10 @@ class CountingBackend:
     def check(self) -> None:
         """Ask the real backend."""
         self.backend.check()
+
+    def accept(self, spec: SandboxSpec) -> None:
+        """Ask the real backend."""
+        self.backend.accept(spec)
 
     def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a real sandbox and remember it."""
@@ -163,6 +169,79 @@ class _Watched:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # beyond it a connection is tried again a second later
+
+
+class ScriptedEndpoint:
+    """A real HTTP server on this machine that answers chat completions, in OpenAI's shape, as a function says.
+
+    >>> with ScriptedEndpoint(lambda body: "hello") as endpoint:
+    ...     endpoint.url  # doctest: +ELLIPSIS
+    'http://127.0.0.1:.../v1'
+    """
+
+    def __init__(self, reply: Callable[[dict[str, Any]], str]) -> None:
+        """Take what turns a request's body into the text of the reply."""
+        self.reply = reply
+        self.requests: list[dict[str, Any]] = []
+        """The bodies that were sent, in order."""
+        self.keys: list[str | None] = []
+        """The `Authorization` header of each."""
+        self.statuses: list[int] = []
+        """Statuses to answer the next requests with; 200 when it is empty."""
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    @property
+    def url(self) -> str:
+        """The endpoint's base."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, body: dict[str, Any], key: str | None) -> tuple[int, dict[str, Any]]:
+        with self._lock:
+            self.requests.append(body)
+            self.keys.append(key)
+            status = self.statuses.pop(0) if self.statuses else 200
+        if status != 200:
+            return status, {"error": {"message": "scripted"}}
+        message = {"role": "assistant", "content": self.reply(body)}
+        return 200, {"object": "chat.completion", "choices": [{"message": message, "finish_reason": "stop"}]}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        answer = self._answer
+
+        class Handler(BaseHTTPRequestHandler):
+            wbufsize = -1
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                known = self.path == "/v1/chat/completions"
+                status, found = answer(body, self.headers.get("Authorization")) if known else (404, {})
+                data = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                return None
+
+        return Handler
 
 
 def check_environment(env: str | Callable[[], AgentEnv], **options: Any) -> None:

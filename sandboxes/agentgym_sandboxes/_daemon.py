@@ -14,7 +14,8 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
-from agentgym.errors import SandboxError
+from agentgym.errors import CapabilityError, SandboxError
+from agentgym.sandbox import SandboxSpec
 from agentgym_sandboxes._owner import Owner
 from agentgym_sandboxes._proxy_rules import GIVEN
 from agentgym_sandboxes._supervisor_volume import SupervisorVolume
@@ -77,9 +78,26 @@ class Daemon:
             self._client, self._volume = None, None
             self._known.clear()
 
-    def has_quotas(self) -> bool:
-        """Whether the storage can bound a container's writable root."""
+    def require_room(self, spec: SandboxSpec) -> None:
+        """Refuse limits that this daemon cannot set or its machine cannot give.
+
+        Raises:
+            CapabilityError: the storage cannot bound a writable root.
+            SandboxError: the machine has less than the task asks for.
+        """
         self.connect()
+        processors, memory_mb = int(self._info.get("NCPU") or 0), int(self._info.get("MemTotal") or 0) >> 20
+        if spec.cpus and processors and spec.cpus > processors:
+            raise SandboxError(f"the task asks for cpus={spec.cpus:g}, but the Docker machine has {processors}")
+        if memory_mb and spec.memory_mb > memory_mb:
+            raise SandboxError(f"the task asks for memory_mb={spec.memory_mb}, but the Docker machine has {memory_mb}")
+        if spec.writable_root and spec.disk_mb is not None and not self._has_quotas():
+            raise CapabilityError(
+                "the task asks for disk_mb with a writable root, which this Docker daemon's storage cannot bound "
+                "(overlay2 can on XFS with pquota); drop disk_mb or writable_root"
+            )
+
+    def _has_quotas(self) -> bool:
         driver = str(self._info.get("Driver", ""))
         status = dict(self._info.get("DriverStatus") or [])
         on_xfs = status.get("Backing Filesystem") == "xfs" and status.get("Supports pquota") == "true"

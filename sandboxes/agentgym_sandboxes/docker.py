@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from agentgym.errors import CapabilityError, MissingExtraError, SandboxError
+from agentgym.errors import MissingExtraError, SandboxError
 from agentgym.sandbox import Capability, SandboxSpec, require
 from agentgym_sandboxes._lifetime import Lifetime
 from agentgym_sandboxes._owner import Owner
@@ -100,6 +100,12 @@ class DockerBackend:
         """
         self._daemon.check()
 
+    def accept(self, spec: SandboxSpec) -> None:
+        """Refuse what a task asks for and this daemon, or its machine, does not have."""
+        require(spec, self.name, self.capabilities)
+        self._daemon.require_room(spec)
+        self._daemon.require_image(spec.image)
+
     def start(self, spec: SandboxSpec) -> SupervisedSandbox:
         """Start a fresh container, or take one that was started and never used."""
         if self._pool is None:
@@ -127,12 +133,7 @@ class DockerBackend:
         return self._create(spec, _WARM_S)
 
     def _create(self, spec: SandboxSpec, longer_s: float = 0.0) -> SupervisedSandbox:
-        require(spec, self.name, self.capabilities)
-        if spec.writable_root and spec.disk_mb is not None and not self._daemon.has_quotas():
-            raise CapabilityError(
-                "the task asks for disk_mb with a writable root, which this Docker daemon's storage cannot bound "
-                "(overlay2 can on XFS with pquota); drop disk_mb or writable_root"
-            )
+        self.accept(spec)
         api = self._daemon.connect()
         image = self._daemon.require_image(spec.image)
         volume = self._daemon.supervisor(image)

@@ -69,10 +69,14 @@ class ProcessBackend:
                 self.capabilities = _TRUSTED
             self._base = base
 
-    def start(self, spec: SandboxSpec) -> ProcessSandbox:
-        """Start a fresh sandbox; it has no process until a command runs."""
+    def accept(self, spec: SandboxSpec) -> None:
+        """Refuse what a task asks for and these sandboxes lack."""
         self.check()
         require(spec, self.name, self.capabilities if self._bubblewrap else self.capabilities | _WAIVED)
+
+    def start(self, spec: SandboxSpec) -> ProcessSandbox:
+        """Start a fresh sandbox; it has no process until a command runs."""
+        self.accept(spec)
         assert self._base is not None
         sandbox = ProcessSandbox(_scratch.create(self._base), spec, self._bubblewrap, self._forget)
         with self._lock:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agentgym.errors import AgentFault, SandboxError
+from agentgym.errors import AgentFault, CapabilityError, SandboxError
 from agentgym.sandbox import SandboxSpec
 
 docker = pytest.importorskip("docker", reason="the docker extra is not installed")
@@ -199,14 +199,35 @@ def test_the_container_ends_by_itself_even_if_nobody_asks(backend: DockerBackend
 
 @needs_daemon
 def test_an_unknown_image_is_one_clear_sentence(backend: DockerBackend) -> None:
-    with pytest.raises(SandboxError, match=r"'no/such:image' is not on this machine: pull or build it"):
-        backend.start(SandboxSpec(image="no/such:image"))
+    for refuse in (backend.accept, backend.start):
+        with pytest.raises(SandboxError, match=r"'no/such:image' is not on this machine: pull or build it"):
+            refuse(SandboxSpec(image="no/such:image"))
 
 
 @needs_daemon
-def test_an_impossible_limit_is_one_clear_sentence_and_leaves_no_container(backend: DockerBackend) -> None:
-    with pytest.raises(SandboxError, match=r"Docker refused to start a sandbox from 'agentgym-base:latest'.*CPUs"):
-        backend.start(SandboxSpec(cpus=10_000))
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("cpus", 10_000, r"cpus=10000, but the Docker machine has \d+"),
+        ("memory_mb", 1 << 30, "memory_mb=1073741824, but"),
+    ],
+)
+def test_an_impossible_limit_is_one_clear_sentence(backend: DockerBackend, field: str, value: int, said: str) -> None:
+    for refuse in (backend.accept, backend.start):
+        with pytest.raises(SandboxError, match=said):
+            refuse(SandboxSpec.model_validate({field: value}))
+
+
+@needs_daemon
+def test_a_disk_that_cannot_be_bounded_is_refused(backend: DockerBackend) -> None:
+    spec = SandboxSpec(writable_root=True, disk_mb=64)
+    try:
+        backend.accept(spec)
+    except CapabilityError as error:
+        assert "drop disk_mb or writable_root" in str(error)  # noqa: PT017
+    else:
+        with backend.start(spec) as box:
+            assert not box.exec("head -c 100000000 /dev/zero > fill").ok
 
 
 def test_a_missing_daemon_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

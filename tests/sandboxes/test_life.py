@@ -23,8 +23,9 @@ def test_a_field_that_the_backend_cannot_honour_is_refused_before_anything_start
 ) -> None:
     if CAPABILITY[field] in backend.capabilities:
         pytest.skip(f"the {backend.name} sandbox honours {field}")
-    with pytest.raises(CapabilityError, match=field):
-        backend.start(SandboxSpec.model_validate({field: FIELDS[field]}))
+    for refuse in (backend.accept, backend.start):
+        with pytest.raises(CapabilityError, match=field):
+            refuse(SandboxSpec.model_validate({field: FIELDS[field]}))
 
 
 def test_snapshots_are_refused_by_a_backend_that_declares_none(backend: SandboxBackend, box: Sandbox) -> None:
