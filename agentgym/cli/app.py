@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from agentgym.cli import sandboxes
 from agentgym.cli.console import errors
 
 app = typer.Typer(
@@ -18,6 +19,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(sandboxes.group, name="sandbox")
 
 Env = Annotated[str, typer.Argument(help="A registered id, a Python file, or FILE.py:Class.", show_default=False)]
 Options = Annotated[
