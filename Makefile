@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
 options-1 = sandbox.options.trusted=true
 
-.PHONY: demo test lint clean bubblewrap
+.PHONY: demo test lint clean bubblewrap compiler
 .DEFAULT_GOAL := help
 
 help:
@@ -42,7 +42,16 @@ bubblewrap:
 	  echo "installing bubblewrap, which isolates the agent's code"; \
 	  { $$as apt-get update && DEBIAN_FRONTEND=noninteractive $$as apt-get install --yes bubblewrap; } >/dev/null 2>&1 || true; }
 
-demo: $(VENV)/demo bubblewrap
+# Docker sandboxes run a small C program first, which a wheel brings along and a working tree compiles once. The static
+# library counts too: it is what is missing where gcc came without libc6-dev.
+compiler:
+	@echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
+	  echo "installing gcc, which builds the supervisor of Docker sandboxes"; \
+	  { $$as apt-get update && DEBIAN_FRONTEND=noninteractive $$as apt-get install --yes gcc libc6-dev; } >/dev/null 2>&1 \
+	    || echo "gcc cannot be installed without root: run \`apt-get install gcc libc6-dev\`, or \`$(BIN)/pip install ziglang\`"; }
+
+demo: $(VENV)/demo bubblewrap $(if $(filter docker,$(SANDBOX)),compiler)
 	$(BIN)/agentgym train demo seed=$(SEED) sandbox.name=$(SANDBOX) $(options-$(TRUSTED))
 
 lint: $(VENV)/test
@@ -51,7 +60,7 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: $(VENV)/test bubblewrap lint
+test: $(VENV)/test bubblewrap compiler lint
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
 
 clean:
