@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,31 +17,92 @@ from agentgym.errors import SandboxError
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 
 
-def _process() -> SandboxBackend:
+_AGENTGYM = "from agentgym.cli import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A sandbox server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+    token: str
+
+    @classmethod
+    def start(cls, *arguments: str) -> Server:
+        """Start `agentgym sandbox serve` on a free port, and wait until it says where it is."""
+        token = secrets.token_hex(16)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _AGENTGYM, "sandbox", "serve", "--port", "0", *arguments],
+            env={**os.environ, "AGENTGYM_SANDBOX_TOKEN": token},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("serving"):
+            process.wait(60)
+            process.stdout.close()
+            raise RuntimeError(f"the sandbox server ended with code {process.returncode}: see its standard error")
+        return cls(process, line.split()[-1], token)
+
+    def stop(self) -> None:
+        """Let it end in good order."""
+        self.process.terminate()
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            assert self.process.wait(60) == 0
+
+
+def _process(_: pytest.FixtureRequest) -> SandboxBackend:
     from agentgym_sandboxes.process import ProcessBackend
 
     return ProcessBackend()
 
 
-def _docker() -> SandboxBackend:
+def _docker(_: pytest.FixtureRequest) -> SandboxBackend:
     from agentgym_sandboxes.docker import DockerBackend
 
     return DockerBackend()
 
 
+def _remote_process(request: pytest.FixtureRequest) -> SandboxBackend:
+    return _remote("process", _process(request), request)
+
+
+def _remote_docker(request: pytest.FixtureRequest) -> SandboxBackend:
+    return _remote("docker", _docker(request), request)
+
+
+def _remote(name: str, lent: SandboxBackend, request: pytest.FixtureRequest) -> SandboxBackend:
+    from agentgym_sandboxes.remote import RemoteBackend
+
+    lent.check()  # only what is lent may be missing on this machine, not the server
+    lent.close()
+    server = Server.start("--backend", name, "--limit", "grace_s=0.3")
+    request.addfinalizer(server.stop)
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+    patch.setenv("AGENTGYM_SANDBOX_URL", server.url)  # other backends of these tests find it there
+    patch.setenv("AGENTGYM_SANDBOX_TOKEN", server.token)
+    return RemoteBackend()
+
+
 BACKENDS = [
     pytest.param(_process, id="process"),
     pytest.param(_docker, id="docker", marks=pytest.mark.docker),
+    pytest.param(_remote_process, id="remote"),
+    pytest.param(_remote_docker, id="remote-docker", marks=pytest.mark.docker),
 ]
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[SandboxBackend]:
-    made: SandboxBackend = request.param()
     try:
+        made: SandboxBackend = request.param(request)
         made.check()
     except SandboxError as error:
-        if made.name == "docker" and os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
+        if request.param in (_docker, _remote_docker) and os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
             raise
         pytest.skip(str(error))
     yield made
