@@ -114,6 +114,18 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             raise VerifierError(f"{type(self).__name__} has no grade method and task {task.id!r} names no grader")
         return cast(Verdict, registry.create("graders", name).grade(task, submission, self.sandboxes))
 
+    def check_task(self, task: Task) -> None:
+        """Refuse a task that its registered grader cannot judge; asked at reset, and of all tasks before a run.
+
+        Raises:
+            VerifierError: saying what is malformed, such as a gold that an empty answer would match.
+            UnknownNameError: the task names a grader that does not exist.
+        """
+        name = task.grader or self.grader
+        check = getattr(registry.create("graders", name), "check", None) if name else None
+        if check is not None:
+            check(task)
+
     def oracle(self, task: Task) -> Sequence[str]:
         """Return the messages of a scripted expert; `validate` demands that they score 1."""
         raise TaskError(f"{type(self).__name__} has no oracle for task {task.id!r}; write one to validate the tasks")
@@ -144,6 +156,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         Raises:
             UnknownNameError: for a task id that is not in the set.
             CapabilityError: if the sandbox backend cannot give what the task needs.
+            VerifierError: if the task's grader cannot judge it.
         """
         super().reset(seed=seed)
         chosen = dict(options or {})
@@ -152,6 +165,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             raise UnknownNameError("reset option", next(iter(chosen)), ("task", "hint"))
         self._end_sandbox()
         self._task = self._pick(picked)
+        self.check_task(self._task)
         self.turns, self._signals = [], []
         self._episode = episode = object()
         if self.sandboxed:

@@ -145,6 +145,7 @@ class Recipe(Record):
 
         Raises:
             ContaminationError: if a held-out task duplicates a training task.
+            VerifierError: if a task cannot be judged by its grader.
             RecipeError, UnknownNameError, CapabilityError, SandboxError: each one sentence.
         """
         scheme = cast(RewardScheme, create(self.reward, "schemes"))
@@ -168,9 +169,11 @@ class Recipe(Record):
         refuse_twins(
             train, [task for tasks in held_out.values() for task in tasks], threshold=self.tasks.near_duplicate
         )
+        evaluated = held_out[self.evaluation.split]
+        for task in (*train, *evaluated):
+            probe.check_task(task)
         if probe.sandboxed:
             backend.check()
-            evaluated = held_out[self.evaluation.split]
             for spec in {one.sandbox.model_dump_json(): one.sandbox for one in (*train, *evaluated)}.values():
                 backend.accept(spec)
         return Prepared(self, make_env, backend, scheme, guidance, train, held_out[self.evaluation.split], review)

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from agentgym.errors import VerifierError
+from agentgym.env import AgentEnv, Submit, tool
+from agentgym.errors import UnknownNameError, VerifierError
 from agentgym.graders.answer import AnswerGrader
 from agentgym.graders.answer_number import number
 from agentgym.graders.answer_text import normalised, plain, token_f1
-from agentgym.task import Hidden, Public, Task
+from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.types import Submission, Trust, Verdict
 
 NO_SANDBOX: Any = None
@@ -274,3 +275,37 @@ def test_normalising_twice_changes_nothing_and_f1_is_symmetric(one: str, other: 
     assert token_f1(one, other) == token_f1(other, one)
     assert token_f1(one, one) in (0.0, 1.0)
     assert not normalised(one) or token_f1(one, one) == 1.0
+
+
+# --------------------------------------------------------------------------------------------- before an episode begins
+
+
+class Quiz(AgentEnv):
+    """Answers, judged by the registered grader."""
+
+    grader = "answer"
+    levels = AnswerGrader.levels
+
+    @tool
+    def answer(self, text: str) -> Submit:
+        """Hand in an answer."""
+        return Submit(text)
+
+
+def test_a_malformed_task_is_refused_when_its_episode_is_to_begin() -> None:
+    env = Quiz(TaskSet("quiz", lambda: [task_of(kind="normalised", golds=["The"])]))
+    with pytest.raises(VerifierError, match="an empty answer would match it"):
+        env.reset(seed=0)
+
+
+def test_an_episode_ends_with_the_registered_graders_verdict() -> None:
+    env = Quiz(TaskSet("quiz", lambda: [task_of(**EXACT)]))
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.step("```answer\nNYC\n```")
+    assert (reward, terminated, info["verdict"].level) == (1.0, True, "passed")
+
+
+def test_a_misspelt_grader_is_refused_when_the_episode_is_to_begin() -> None:
+    env = Quiz(TaskSet("quiz", lambda: [task_of(**EXACT).model_copy(update={"grader": "anwser"})]))
+    with pytest.raises(UnknownNameError, match="did you mean 'answer'"):
+        env.reset(seed=0)
