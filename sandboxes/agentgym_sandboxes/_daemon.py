@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -53,12 +53,7 @@ class Daemon:
         knock()
         with self._lock:
             if self._client is None:
-                try:
-                    client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
-                    client.ping()
-                    self._info = client.info()
-                except (DockerException, requests.RequestException) as error:
-                    raise SandboxError(f"the Docker daemon does not answer: {error}") from error
+                client, self._info = reach()
                 runtimes = self._info.get("Runtimes") or {}
                 if self.runtime is not None and self.runtime not in runtimes:
                     raise SandboxError(
@@ -91,17 +86,11 @@ class Daemon:
             raise SandboxError(f"the task asks for cpus={spec.cpus:g}, but the Docker machine has {processors}")
         if memory_mb and spec.memory_mb > memory_mb:
             raise SandboxError(f"the task asks for memory_mb={spec.memory_mb}, but the Docker machine has {memory_mb}")
-        if spec.writable_root and spec.disk_mb is not None and not self._has_quotas():
+        if spec.writable_root and spec.disk_mb is not None and not has_quotas(self._info):
             raise CapabilityError(
                 "the task asks for disk_mb with a writable root, which this Docker daemon's storage cannot bound "
                 "(overlay2 can on XFS with pquota); drop disk_mb or writable_root"
             )
-
-    def _has_quotas(self) -> bool:
-        driver = str(self._info.get("Driver", ""))
-        status = dict(self._info.get("DriverStatus") or [])
-        on_xfs = status.get("Backing Filesystem") == "xfs" and status.get("Supports pquota") == "true"
-        return driver in ("btrfs", "zfs") or (driver == "overlay2" and on_xfs)
 
     def require_image(self, image: str | None) -> str:
         """Return the image's name once it is known to be there."""
@@ -134,6 +123,28 @@ class Daemon:
                 machine = str(self._info.get("Architecture") or "")
                 self._volume = SupervisorVolume(self.connect(), machine, self._info.get(GIVEN))
             return self._volume.require(image)
+
+
+def reach() -> tuple[docker.APIClient, dict[str, Any]]:
+    """Return a client, and what the daemon says of itself; nothing is touched.
+
+    Raises:
+        SandboxError: it does not answer.
+    """
+    try:
+        client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
+        client.ping()
+        return client, client.info()
+    except (DockerException, requests.RequestException) as error:
+        raise SandboxError(f"the Docker daemon does not answer: {error}") from error
+
+
+def has_quotas(info: Mapping[str, Any]) -> bool:
+    """Whether the daemon's storage can bound a container's writable root."""
+    driver = str(info.get("Driver", ""))
+    status = dict(info.get("DriverStatus") or [])
+    on_xfs = status.get("Backing Filesystem") == "xfs" and status.get("Supports pquota") == "true"
+    return driver in ("btrfs", "zfs") or (driver == "overlay2" and on_xfs)
 
 
 def sweep(api: docker.APIClient) -> list[str]:
