@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,6 +48,8 @@ class RemoteBackend:
     """
 
     name = "remote"
+    capabilities: frozenset[Capability]
+    """Those of the server's backend."""
 
     def __init__(
         self,
@@ -73,20 +74,17 @@ class RemoteBackend:
         self._lock = threading.Lock()
         self._http: Http | None = None
         self._lease: Lease | None = None
+        self._offer: _Offer | None = None
 
-    @cached_property
-    def capabilities(self) -> frozenset[Capability]:
-        """Those of the server's backend, asked for once.
+    def __getattr__(self, name: str) -> Any:
+        """Ask the server what it can do, once, when somebody wants to know.
 
         Raises:
-            SandboxError: the server is out of reach, or refuses.
+            SandboxError: it is out of reach, or refuses.
         """
-        return self._offer.capabilities
-
-    @cached_property
-    def _offer(self) -> _Offer:
-        with self._lock:
-            return _Offer.of(self._connected())
+        if name != "capabilities":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return self._offered().capabilities
 
     def check(self) -> None:
         """Reach the server and let it check its backend.
@@ -95,20 +93,17 @@ class RemoteBackend:
             SandboxError: what is wrong, there or here, and how to mend it.
         """
         with self._lock:
-            offer = _Offer.of(self._connected())
-        self.__dict__.update(_offer=offer, capabilities=offer.capabilities)
+            self._offer = _Offer.of(self._connected())
+
+    def accept(self, spec: SandboxSpec) -> None:
+        """Refuse what a task asks for and the server, or its backend, does not have."""
+        self._require(spec)
+        self._fresh_call("accept", spec)
 
     def start(self, spec: SandboxSpec) -> RemoteSandbox:
         """Start a fresh sandbox on the server."""
-        require(spec, f"{self.name} {self._offer.backend}", self.capabilities)
-        asked = spec.model_dump()
-        lease = self._leased()
-        try:
-            started = lease.call("start", spec=asked)
-        except LeaseLostError:
-            # The server ended all that this client had begun there, or did not survive it: nothing can start twice.
-            lease = self._leased()
-            started = lease.call("start", spec=asked)
+        self._require(spec)
+        lease, started = self._fresh_call("start", spec)
         return RemoteSandbox(lease, started["id"], started["workdir"])
 
     def fork(self, snapshot: str) -> RemoteSandbox:
@@ -133,8 +128,29 @@ class RemoteBackend:
             if http is not None:
                 http.close()
 
+    def _offered(self) -> _Offer:
+        with self._lock:
+            if self._offer is None:
+                self._offer = _Offer.of(self._connected())
+            return self._offer
+
+    def _require(self, spec: SandboxSpec) -> None:
+        offer = self._offered()
+        require(spec, f"{self.name} {offer.backend}", offer.capabilities)
+
+    def _fresh_call(self, name: str, spec: SandboxSpec) -> tuple[Lease, Any]:
+        """Make a call that needs nothing from before, and return the lease to which its answer belongs."""
+        asked = spec.model_dump()
+        lease = self._leased()
+        try:
+            return lease, lease.call(name, spec=asked)
+        except LeaseLostError:
+            # The server ended all that this client had begun there, or did not survive it: nothing can start twice.
+            lease = self._leased()
+            return lease, lease.call(name, spec=asked)
+
     def _leased(self) -> Lease:
-        offer = self._offer
+        offer = self._offered()
         with self._lock:
             if self._lease is None or self._lease.lost is not None:
                 self._lease = Lease(self._connected(), offer.lease_s, offer.body_bytes)

@@ -16,7 +16,6 @@ import pytest
 from agentgym.errors import SandboxError
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 
-
 _AGENTGYM = "from agentgym.cli import main; main()"
 
 
@@ -47,11 +46,12 @@ class Server:
         return cls(process, line.split()[-1], token)
 
     def stop(self) -> None:
-        """Let it end in good order."""
-        self.process.terminate()
+        """Let it end in good order, unless it has ended before."""
         assert self.process.stdout is not None
         with self.process.stdout:
-            assert self.process.wait(60) == 0
+            if self.process.poll() is None:
+                self.process.terminate()
+                assert self.process.wait(60) == 0
 
 
 def _process(_: pytest.FixtureRequest) -> SandboxBackend:
@@ -113,6 +113,20 @@ def backend(request: pytest.FixtureRequest) -> Iterator[SandboxBackend]:
 def box(backend: SandboxBackend) -> Iterator[Sandbox]:
     with backend.start(SandboxSpec()) as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start sandbox servers with these arguments, which end with the test."""
+    servers: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        servers.append(Server.start(*arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -29,6 +30,14 @@ class _Call(BaseModel):
 class _Begins(_Call):
     def undo(self, tenant: Tenant, answer: Any) -> None:
         tenant.close(answer["id"])
+
+
+class _Accept(_Call):
+    call: Literal["accept"]
+    spec: SandboxSpec
+
+    def run(self, tenant: Tenant) -> None:
+        tenant.accept(self.spec)
 
 
 class _Start(_Begins):
@@ -112,6 +121,14 @@ class _Download(_Call):
         tenant.limits.refuse_answer("max_bytes", self.max_bytes)
         box = tenant.sandbox(self.sandbox)
         return box.download(self.path, max_files=self.max_files, max_bytes=self.max_bytes)
+
+
+class _Contacts(_Call):
+    call: Literal["contacts"]
+    sandbox: str
+
+    def run(self, tenant: Tenant) -> list[dict[str, Any]]:
+        return [asdict(one) for one in tenant.sandbox(self.sandbox).contacts()]
 
 
 class _Snapshot(_Call):
@@ -216,8 +233,8 @@ class _CloseSession(_Call):
 
 
 Call = (
-    _Start | _Fork | _Drop | _Exec | _Read | _Upload | _Download | _Snapshot | _Close | _OpenShell | _OpenTerminal
-    | _RunInShell | _Type | _Look | _Resize | _CloseSession
+    _Accept | _Start | _Fork | _Drop | _Exec | _Read | _Upload | _Download | _Snapshot | _Close | _OpenShell
+    | _OpenTerminal | _RunInShell | _Type | _Look | _Resize | _CloseSession
 )  # fmt: skip
 _CALLS: TypeAdapter[Call] = TypeAdapter(Annotated[Call, Field(discriminator="call")])
 

@@ -36,6 +36,10 @@ class Tenant:
         with self._lock:
             return not (self._sandboxes or self._snapshots or self._starting)
 
+    def accept(self, spec: SandboxSpec) -> None:
+        """Refuse what `start` would refuse."""
+        self._backend.accept(spec)
+
     def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox."""
         return self._begin(lambda: self._backend.start(spec))
