@@ -15,8 +15,8 @@ from agentgym.errors import AgentFault, SandboxError
 from agentgym.sandbox import ExecResult
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._command import ENTER
-from agentgym_sandboxes._daemon import knock
 from agentgym_sandboxes._docker_exec import Command, DockerExec
+from agentgym_sandboxes._docker_host import knock
 from agentgym_sandboxes._lifetime import Lifetime
 from agentgym_sandboxes._supervised import RunOptions
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,6 +14,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from agentgym.errors import CapabilityError, SandboxError
 from agentgym.sandbox import SandboxSpec
+from agentgym_sandboxes._docker_host import environment, is_cut_off, knock
 from agentgym_sandboxes._owner import Owner
 from agentgym_sandboxes._proxy_rules import GIVEN
 from agentgym_sandboxes._supervisor_volume import SupervisorVolume
@@ -52,6 +51,8 @@ class Daemon:
         """Return the client; the first call reaches for the daemon and removes what dead owners left."""
         knock()
         with self._lock:
+            if is_cut_off():
+                self.close()
             if self._client is None:
                 client, self._info = reach()
                 runtimes = self._info.get("Runtimes") or {}
@@ -132,7 +133,7 @@ def reach() -> tuple[docker.APIClient, dict[str, Any]]:
         SandboxError: it does not answer.
     """
     try:
-        client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
+        client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS, environment=environment()).api
         client.ping()
         return client, client.info()
     except (DockerException, requests.RequestException) as error:
@@ -162,22 +163,3 @@ def sweep(api: docker.APIClient) -> list[str]:
         except APIError as error:
             logger.warning("cannot remove container name=%s: %s", container["Id"][:12], error)
     return removed
-
-
-def knock() -> None:
-    """Try the daemon's socket ourselves: the SDK wraps the reason of a failure and leaves its socket open."""
-    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    if not where.startswith("unix://"):
-        return
-    with socket.socket(socket.AF_UNIX) as knocker:
-        try:
-            knocker.connect(where.removeprefix("unix://"))
-        except PermissionError:
-            raise SandboxError(
-                f"no permission on the Docker socket {where}: add this user to the group docker and log in again"
-            ) from None
-        except OSError as error:
-            raise SandboxError(
-                f"no Docker daemon answers at {where} ({error.strerror}): install it (`apt-get install docker.io`) "
-                "and start it"
-            ) from error

@@ -33,12 +33,14 @@ def why_not() -> str | None:
 class PrivateDaemon:
     """dockerd with everything it has below one folder, and one image: busybox, which has a shell and no Python."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str, config: str = "{}") -> None:
+        """Take further arguments and the configuration file's text."""
+        self._options = options
         self._folder = Path(tempfile.mkdtemp(prefix="agd-"))
         self.url = f"unix://{self._folder}/d.sock"
         self._log = (self._folder / "log").open("wb")
         self._process: subprocess.Popen[bytes] | None = None
-        (self._folder / "daemon.json").write_text("{}")
+        (self._folder / "daemon.json").write_text(config)
         # As on most machines, a service of its own that outlives the daemon.
         self._containerd = self._run(
             ["containerd", "--root", f"{self._folder}/c", "--state", f"{self._folder}/s", "--address", self._socket]
@@ -59,6 +61,7 @@ class PrivateDaemon:
                 *("--data-root", f"{self._folder}/data", "--exec-root", f"{self._folder}/exec"),
                 *("--pidfile", f"{self._folder}/pid", "--host", self.url, "--bridge", "none", "--iptables=false"),
                 *("--config-file", f"{self._folder}/daemon.json"),
+                *self._options,
             ]
         )
         deadline = time.monotonic() + _WAIT_S
