@@ -1,13 +1,19 @@
 """The README is true: its Python runs, its commands exist."""
 
+import doctest
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from agentgym import registry
+from agentgym.graders.judge_settings import read_settings
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+GRADERS = Path(__file__).resolve().parents[2] / "docs/graders.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 COMMANDS = sorted(
     set(re.findall(r"^agentgym (\w+)", "\n".join(text for kind, text in BLOCKS if kind == "sh"), re.MULTILINE))
@@ -44,3 +50,25 @@ def test_the_code_familys_example_passes() -> None:
     program = page.partition("```python\n")[2].partition("```\n\n")[0]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "1.0 passed\n", done.stderr
+
+
+@pytest.mark.usefixtures("needs_sandbox")
+def test_every_example_of_a_grader_gives_what_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AGENTGYM_JUDGE", raising=False)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    found = doctest.testfile(str(GRADERS), module_relative=False, optionflags=flags)
+    assert found.attempted >= 18
+    assert found.failed == 0
+
+
+def test_the_table_of_graders_is_complete_and_names_their_rungs() -> None:
+    rows = re.findall(r"^\| ((?:`\w+` ?)+)\|(?:[^|]*\|){3} ((?:`\w+` ?)+)\|$", GRADERS.read_text(), re.MULTILINE)
+    named = {name: rungs for names, rungs in rows for name in re.findall(r"\w+", names)}
+    assert sorted(named) == registry.names("graders")
+    for name, rungs in named.items():
+        assert ("no_submission", *re.findall(r"\w+", rungs)) == registry.lookup("graders", name).levels, name  # type: ignore[attr-defined]
+
+
+def test_the_settings_shown_for_a_judge_are_settings() -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)^```$", GRADERS.read_text(), re.DOTALL | re.MULTILINE)
+    assert read_settings(yaml.safe_load(shown)).model == "my-model"
