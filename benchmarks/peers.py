@@ -12,6 +12,8 @@ from pathlib import Path
 from benchmarks.systems import SystemInfo
 
 _SERVER = "server"
+_BESIDE = {"swe-rex": ["aiohttp"], "llm-sandbox": ["docker"]}
+"""What a peer's client needs and does not ask for."""
 _DOCKERFILE = """\
 ARG BASE
 FROM $BASE
@@ -52,7 +54,7 @@ def install(system: SystemInfo, image: str) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
-    _run([str(folder / "bin" / "pip"), "install", "--quiet", str(system.peer), "docker"])
+    _run([str(folder / "bin" / "pip"), "install", "--quiet", str(system.peer), *_BESIDE.get(system.key, [])])
     if system.key == "swe-rex":
         wanted = ["--target", str(folder / _SERVER), "--python-version", python_in(image), "--only-binary=:all:"]
         _run([str(folder / "bin" / "pip"), "install", "--quiet", str(system.peer), *wanted])
