@@ -16,7 +16,7 @@ from agentgym.graders.patches import Tree
 from agentgym.graders.pytest_ids_spec import PytestSpec
 from agentgym.sandbox import ExecResult, Sandbox, SandboxBackend, SandboxSpec
 
-_GRACE_S = 15.0
+_GRACE_S = 10.0
 _PATIENCE = 4.0
 _LIMIT = 1 << 24
 _OUTCOMES = frozenset(("passed", "failed", "error", "skipped", "xfailed", "xpassed", "tampered"))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from agentgym.errors import VerifierError
 from agentgym.graders.patches import PatchError, Tree, apply, check_tree, parse, safe_path
 from agentgym.task import Task
 from agentgym.types import Record, Submission
 
+logger = logging.getLogger(__name__)
 PROTECTED = ("tests/**", "**/tests/**", "**/test_*.py", "**/*_test.py")
 """What a submission may not change unless the task says otherwise: test files and what lies beside them."""
 _NEVER = (
@@ -154,6 +156,23 @@ def candidate(spec: PytestSpec, base: Tree, submission: Submission) -> Candidate
         files = {name: data for name, data in files.items() if name not in blocked}
     executable = tuple(name for name, on in modes.items() if on and name in files and name not in ignored)
     return Candidate(files, executable, tuple(ignored))
+
+
+def collect(base: Mapping[str, bytes], found: Mapping[str, bytes]) -> Submission:
+    """Return what an agent's folder, as `Sandbox.download` gives it, changes in a repository.
+
+    What Python leaves behind, what is git's, and what is not text stays out.
+    """
+    files: dict[str, str] = {}
+    for name, data in found.items():
+        if base.get(name) == data or _matches(name, (*_NEVER, ".git/**", "**/.git/**")):
+            continue
+        try:
+            files[name] = data.decode("utf-8")
+        except UnicodeDecodeError:
+            logger.info("left a file that is not text out of a submission path=%s", name)
+    deleted: list[JsonValue] = [name for name in base if name not in found]
+    return Submission(files=files, data={"deleted": deleted} if deleted else {})
 
 
 def _changed(base: Tree, submission: Submission) -> tuple[Tree, Mapping[str, bool]]:
