@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
+from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
 from agentgym.errors import UnknownNameError, VerifierError
 from agentgym.graders.answer import AnswerGrader
 from agentgym.graders.answer_number import number
 from agentgym.graders.answer_text import normalised, plain, token_f1
+from agentgym.recipe import Recipe
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.types import Submission, Trust, Verdict
 
@@ -309,3 +311,11 @@ def test_a_misspelt_grader_is_refused_when_the_episode_is_to_begin() -> None:
     env = Quiz(TaskSet("quiz", lambda: [task_of(**EXACT).model_copy(update={"grader": "anwser"})]))
     with pytest.raises(UnknownNameError, match="did you mean 'answer'"):
         env.reset(seed=0)
+
+
+def test_a_malformed_task_is_refused_before_a_run_begins() -> None:
+    registry.register("tests/Quiz-v0", Quiz, tasks=TaskSet("quiz", lambda: [task_of(kind="normalised", golds=["The"])]))
+    sandbox = {"name": "process", "options": {"trusted": True}}
+    recipe = Recipe.parse({"name": "quiz", "environment": {"id": "tests/Quiz-v0"}, "sandbox": sandbox})
+    with pytest.raises(VerifierError, match="an empty answer would match it"):
+        recipe.prepare()

@@ -198,6 +198,11 @@ def test_the_right_program_passes(backend: SandboxBackend) -> None:
         pytest.param("c", "char x[1 << 30] = {1}; int main() { return 0; }", id="huge program"),
         pytest.param("cpp", "template<int N> struct A { A<N+1> a; }; A<0> a; int main() {}", id="endless template"),
         pytest.param("perl", "BEGIN { kill 9, -1; }", id="kills the build"),
+        pytest.param("perl", "BEGIN { for (1..9000) { open F, '>', \"f$_\"; } }", id="leaves many files"),
+        pytest.param("perl", "BEGIN { open F, '>', 'big'; seek F, 900000000, 0; print F 'x'; }", id="leaves much"),
+        pytest.param("perl", "BEGIN { open F, '>', \"a\\n\\xff\"; print F 'x'; }", id="leaves a file of an odd name"),
+        pytest.param("perl", "BEGIN { unlink 'main.pl'; system('mkfifo', 'main.pl'); }", id="becomes a pipe"),
+        pytest.param("perl", "BEGIN { chmod 0, '.'; }", id="locks its folder"),
         pytest.param("perl", "BEGIN { unlink 'main.pl'; symlink '/etc/passwd', 'main.pl' }", id="becomes a link"),
     ],
 )
