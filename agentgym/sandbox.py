@@ -40,7 +40,8 @@ class SandboxSpec(BaseModel):
     network: Literal["none", "allowlist", "full"] = "none"
     allow: tuple[str, ...] = ()
     """Hosts that `network="allowlist"` lets programs reach over HTTP and HTTPS: `pypi.org`, `*.debian.org`, with a
-    port where it is another than 80 and 443."""
+    port where it is another than 80 and 443. Names lead only to the public internet; a host elsewhere is written with
+    its address: `git.test:8080=10.0.0.5`."""
     memory_mb: Annotated[int, Field(ge=16)] = 512
     pids: Annotated[int, Field(ge=4)] = 64
     cpus: Annotated[float, Field(gt=0)] | None = None
@@ -160,6 +161,20 @@ class Terminal(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """One request of a program in a sandbox to reach a host."""
+
+    host: str
+    """Empty if the request was too malformed to name one."""
+    port: int
+    allowed: bool
+    bytes: int
+    """What went either way."""
+    reason: str = ""
+    """Why it was refused, or the host not reached."""
+
+
 class Sandbox(Protocol):
     """An isolated place to run untrusted commands; used as a `with` block.
 
@@ -218,6 +233,10 @@ class Sandbox(Protocol):
         Raises:
             CapabilityError: the backend has no `session`.
         """
+        ...
+
+    def contacts(self) -> tuple[Contact, ...]:
+        """Return what programs have asked of `network="allowlist"` so far; with another network nobody is asked."""
         ...
 
     def snapshot(self) -> str:

@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 
 from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
-from agentgym.sandbox import Capability, ExecResult, Sandbox, SandboxBackend, SandboxSpec, Shell, Terminal
+from agentgym.sandbox import Capability, Contact, ExecResult, Sandbox, SandboxBackend, SandboxSpec, Shell, Terminal
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.types import Submission, Verdict
 
@@ -154,6 +154,9 @@ class _Watched:
 
     def terminal(self, command: str | Sequence[str] = ("/bin/sh",), *, rows: int = 24, columns: int = 80) -> Terminal:
         return self._box.terminal(command, rows=rows, columns=columns)
+
+    def contacts(self) -> tuple[Contact, ...]:
+        return self._box.contacts()
 
     def snapshot(self) -> str:
         return self._box.snapshot()

@@ -7,6 +7,7 @@ from typing import Any
 import docker
 
 from agentgym.sandbox import SandboxSpec
+from agentgym_sandboxes._allowlist import VARIABLES
 from agentgym_sandboxes._docker_exec import AGENT_ID
 
 WORKDIR = "/workspace"
@@ -61,7 +62,7 @@ def settings(
         "user": f"{AGENT_ID}:{AGENT_ID}",
         "hostname": "sandbox",
         "working_dir": "/",
-        "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", **spec.env},
+        "environment": {"HOME": "/tmp", "USER": "agent", "LANG": "C.UTF-8", **_proxied(spec), **spec.env},
         "labels": labels,
         "healthcheck": {"test": ["NONE"]},
         "host_config": host,
@@ -69,6 +70,10 @@ def settings(
         "stdin_open": True,
         "runtime": runtime,
     }
+
+
+def _proxied(spec: SandboxSpec) -> dict[str, str]:
+    return VARIABLES if spec.network == "allowlist" else {}
 
 
 def _tmpfs(spec: SandboxSpec) -> dict[str, str]:

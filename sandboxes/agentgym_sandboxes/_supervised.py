@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from agentgym.errors import AgentFault
-from agentgym.sandbox import ExecResult
+from agentgym.sandbox import Contact, ExecResult
+from agentgym_sandboxes._allowlist import Session
 from agentgym_sandboxes._command import AGENT, absolute, variables, words
 from agentgym_sandboxes._lifetime import Lifetime
 from agentgym_sandboxes._link import Link, Waiting
@@ -112,6 +113,7 @@ class SupervisedSandbox:
         self._lifetime = lifetime
         self._owner = owner
         self._writing = threading.Lock()
+        self.proxy: Session | None = None
 
     def exec(
         self,
@@ -189,6 +191,10 @@ class SupervisedSandbox:
         self._lifetime.left()
         return TerminalSession(self.link, words(command), self.workdir, (rows, columns), self._place.failure)
 
+    def contacts(self) -> tuple[Contact, ...]:
+        """Return what programs have asked of the allowlist's proxy."""
+        return self.proxy.contacts if self.proxy else ()
+
     def snapshot(self) -> str:
         """Freeze the files' present state; see `agentgym.sandbox.Sandbox`."""
         self._lifetime.left()
@@ -224,6 +230,8 @@ class SupervisedSandbox:
         """Kill everything inside and remove every trace."""
         self._lifetime.closed = True
         self.link.hang_up()  # at which the supervisor ends, and with it every process
+        if self.proxy is not None:
+            self.proxy.close()
         self._owner.dispose(self, self._place.remove)
 
     def is_well(self) -> bool:

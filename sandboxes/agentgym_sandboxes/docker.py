@@ -23,6 +23,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("docker", "docker") from error
 
+from agentgym_sandboxes._allowlist import Proxy
+from agentgym_sandboxes._allowlist_rules import Rules
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._container import Container
 from agentgym_sandboxes._daemon import BASE_IMAGE, Daemon
@@ -50,6 +52,7 @@ class DockerBackend:
     capabilities: frozenset[Capability] = frozenset(
         (
             "network_none",
+            "network_allowlist",
             "network_full",
             "memory_limit",
             "cpu_limit",
@@ -88,6 +91,7 @@ class DockerBackend:
         self._sandboxes: dict[str, tuple[SupervisedSandbox, SandboxSpec, Container]] = {}
         self._snapshots = Snapshots()
         self._hub: Hub | None = None
+        self._proxy = Proxy()
         starts = starts or _STARTS_PER_CORE * (os.cpu_count() or 1)
         self._starting = threading.Semaphore(starts)
         self._pool = WarmPool(self._create_warm, warm, starts, _WARM_S) if warm else None
@@ -103,6 +107,7 @@ class DockerBackend:
     def accept(self, spec: SandboxSpec) -> None:
         """Refuse what a task asks for and this daemon, or its machine, does not have."""
         require(spec, self.name, self.capabilities)
+        Rules.parse(spec.allow)
         self._daemon.require_room(spec)
         self._daemon.require_image(spec.image)
 
@@ -187,6 +192,7 @@ class DockerBackend:
             hub, self._hub = self._hub, None
         if hub is not None:
             hub.close()
+        self._proxy.close()
         self._daemon.close()
 
     def _start(self, api: docker.APIClient, image: str, spec: SandboxSpec, config: dict[str, Any]) -> SupervisedSandbox:
@@ -219,6 +225,13 @@ class DockerBackend:
             lifetime=lifetime,
             owner=self,
         )
+        if spec.network == "allowlist":
+            try:
+                sandbox.proxy = self._proxy.open(link, Rules.parse(spec.allow), sandbox.id)
+            except SandboxError:
+                link.hang_up()
+                place.remove()
+                raise
         with self._lock:
             self._sandboxes[sandbox.id] = (sandbox, spec, place)
         return sandbox

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from agentgym.errors import CapabilityError, SandboxError
-from agentgym.sandbox import Capability, ExecResult, SandboxSpec, Shell, Terminal, require
+from agentgym.sandbox import Capability, Contact, ExecResult, SandboxSpec, Shell, Terminal, require
 from agentgym_sandboxes import _bwrap, _run, _scratch
 from agentgym_sandboxes._command import absolute, refuse_user, variables, words
 from agentgym_sandboxes._files import Folder
@@ -182,6 +182,10 @@ class ProcessSandbox:
     def terminal(self, command: str | Sequence[str] = ("/bin/sh",), *, rows: int = 24, columns: int = 80) -> Terminal:  # noqa: ARG002
         """Refuse: no process outlives its command."""
         raise CapabilityError("the 'process' sandbox has no 'session'; choose another sandbox backend")
+
+    def contacts(self) -> tuple[Contact, ...]:
+        """Return nothing: there is no proxy here to ask."""
+        return ()
 
     def snapshot(self) -> str:
         """Refuse: there is no filesystem layer to freeze."""

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentgym.errors import SandboxError
-from agentgym.sandbox import ExecResult, TerminalOutput
+from agentgym.sandbox import Contact, ExecResult, TerminalOutput
 from agentgym_sandboxes.remote_http import LeaseLostError
 from agentgym_sandboxes.remote_lease import Lease
 
@@ -117,6 +117,10 @@ class RemoteSandbox(_Held):
         """Start a program on a terminal of its own."""
         asked = {"command": _plain(command), "rows": rows, "columns": columns}
         return RemoteTerminal(self._lease, self._call("terminal", sandbox=self.id, **asked), self.id)
+
+    def contacts(self) -> tuple[Contact, ...]:
+        """Return what programs have asked of the server's proxy."""
+        return tuple(Contact(**one) for one in self._call("contacts", sandbox=self.id))
 
     def snapshot(self) -> str:
         """Freeze the files' present state."""

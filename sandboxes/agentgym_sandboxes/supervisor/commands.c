@@ -284,6 +284,7 @@ static void write_input(Channel *one) {
             put32(amount, (uint32_t)one->input.length);
             drop(&one->input, one->input.length);
             if (one->in != one->out.fd) shut(&one->in);
+            if (one->state == CONNECTED) shut(&one->out.fd);
         } else {
             put32(amount, (uint32_t)sent);
             drop(&one->input, (size_t)sent);
@@ -298,11 +299,19 @@ static void write_input(Channel *one) {
     }
 }
 
+static int is_over(Channel *one) { /* of a connection; then it is forgotten */
+    if (one->state != CONNECTED || one->out.fd >= 0 || one->in >= 0) return 0;
+    send_done(one->id, 0, "");
+    forget(one);
+    return 1;
+}
+
 void take_input(uint32_t id, const char *data, size_t length) {
     Channel *one = channel_of(id);
     if (!one) return;
     add(&one->input, data, length);
     write_input(one);
+    is_over(one);
 }
 
 void take_input_end(uint32_t id) {
@@ -310,6 +319,7 @@ void take_input_end(uint32_t id) {
     if (!one) return;
     one->input_ends = 1;
     write_input(one);
+    is_over(one);
 }
 
 void take_credit(uint32_t id, uint32_t amount) {
@@ -476,9 +486,7 @@ void serve(const struct pollfd *polls, int count) {
         if (ready(polls, count, one->out.fd) & (POLLIN | POLLERR | POLLHUP)) read_once(one, &one->out, OUT);
         if (ready(polls, count, one->err.fd) & (POLLIN | POLLERR | POLLHUP)) read_once(one, &one->err, ERR);
         if (one->state == CONNECTED) {
-            if (one->out.fd >= 0 || one->in >= 0) continue;
-            send_done(one->id, 0, "");
-            forget(one);
+            is_over(one);
             continue;
         }
         if (ready(polls, count, one->control)) {
