@@ -31,7 +31,7 @@ Load = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--load", help="A Python file to run first, such as one that registers an environment."),
 ]
-SandboxName = Annotated[str, typer.Option("--sandbox", help="Where agent code runs.")]
+SandboxName = Annotated[str, typer.Option("--sandbox", help="Where agent code runs, such as docker or docker:warm=8.")]
 Trusted = Annotated[bool, typer.Option("--trusted", help="Run trusted code without isolation if there is none.")]
 RunFolder = Annotated[
     Optional[Path],  # noqa: UP045

@@ -33,6 +33,7 @@ class Place:
     options: Sequence[str] = ()
     load: Sequence[Path] = ()
     sandbox: str = "process"
+    """A backend, with options behind a colon where it takes some: `docker:warm=8,runtime=crun`."""
     trusted: bool = False
     _backends: list[SandboxBackend] = field(default_factory=list)
 
@@ -62,8 +63,10 @@ class Place:
             backend.close()
 
     def _backend(self) -> SandboxBackend:
+        name, _, options = self.sandbox.partition(":")
+        given = parse_options([word for word in options.split(",") if word])
         trusted = {"trusted": True} if self.trusted else {}
-        backend: SandboxBackend = registry.create("sandboxes", self.sandbox, **trusted)
+        backend: SandboxBackend = registry.create("sandboxes", name, **given, **trusted)
         self._backends.append(backend)
         return backend
 

@@ -69,6 +69,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         pytest.param(["eval", TOY, "max_turns"], "wanted an option like max_turns=3", id="option-without-value"),
         pytest.param(["eval", TOY, "max_turns=0"], "wanted max_turns of at least 1", id="option-value"),
         pytest.param(["eval", TOY, "--sandbox", "proces"], "did you mean 'process'?", id="sandbox"),
+        pytest.param(["eval", TOY, "--sandbox", "process:warm=2"], "'warm'; it takes: trusted", id="sandbox-option"),
         pytest.param(["eval", "none.yaml"], "no recipe can be read at none.yaml", id="recipe"),
         pytest.param(["train"], "wanted a recipe to train, or --resume RUN", id="train-nothing"),
         pytest.param(["train", "--resume", "nowhere"], "nowhere is not a run", id="resume"),
