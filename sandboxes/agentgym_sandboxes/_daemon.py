@@ -24,13 +24,14 @@ logger = logging.getLogger(__name__)
 BASE_IMAGE = "agentgym-base:latest"
 _CONNECTIONS = 128
 _CALL_TIMEOUT_S = 120
+_PODMAN = "agentgym.podman"
 
 
 class Daemon:
     """One client of one daemon; safe to use from many threads."""
 
     def __init__(self, image: str, runtime: str | None) -> None:
-        self._image = image
+        self.image = image
         self.runtime = runtime
         self._lock = threading.RLock()
         self._client: docker.APIClient | None = None
@@ -74,6 +75,11 @@ class Daemon:
             self._client, self._volume = None, None
             self._known.clear()
 
+    @property
+    def is_podman(self) -> bool:
+        """Whether this is Podman, which speaks Docker's API with small differences."""
+        return bool(self._info.get(_PODMAN))
+
     def require_room(self, spec: SandboxSpec) -> None:
         """Refuse limits that this daemon cannot set or its machine cannot give.
 
@@ -95,7 +101,7 @@ class Daemon:
 
     def require_image(self, image: str | None) -> str:
         """Return the image's name once it is known to be there."""
-        name = image or self._image
+        name = image or self.image
         if name in self._known:
             return name
         try:
@@ -135,7 +141,9 @@ def reach() -> tuple[docker.APIClient, dict[str, Any]]:
     try:
         client = docker.from_env(timeout=_CALL_TIMEOUT_S, max_pool_size=_CONNECTIONS, environment=environment()).api
         client.ping()
-        return client, client.info()
+        parts = client.version().get("Components") or []
+        is_podman = any(str(one.get("Name", "")).startswith("Podman") for one in parts)
+        return client, {**client.info(), _PODMAN: is_podman}
     except (DockerException, requests.RequestException) as error:
         raise SandboxError(f"the Docker daemon does not answer: {error}") from error
 

@@ -63,10 +63,10 @@ def _knock_at_socket(where: str) -> None:
     with socket.socket(socket.AF_UNIX) as knocker:
         try:
             knocker.connect(where.removeprefix("unix://"))
-        except PermissionError:
+        except PermissionError as error:
             raise SandboxError(
                 f"no permission on the Docker socket {where}: add this user to the group docker and log in again"
-            ) from None
+            ) from error
         except OSError as error:
             raise SandboxError(
                 f"no Docker daemon answers at {where} ({error.strerror}): install it (`apt-get install docker.io`) "

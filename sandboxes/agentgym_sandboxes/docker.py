@@ -28,6 +28,7 @@ from agentgym_sandboxes._allowlist_rules import Rules
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._container import Container
 from agentgym_sandboxes._daemon import BASE_IMAGE, Daemon
+from agentgym_sandboxes._docker_upkeep import DockerUpkeep
 from agentgym_sandboxes._hardening import WORKDIR, folders, in_memory, pids, settings
 from agentgym_sandboxes._link import Hub, Link
 from agentgym_sandboxes._snapshots import Snapshots
@@ -146,7 +147,9 @@ class DockerBackend:
         life = {"agentgym.created": f"{time.time():.3f}", "agentgym.ttl": f"{spec.ttl_s:.3f}"}
         labels = {"agentgym.run": self._run, **life, **Owner.current().labels()}
         with self._starting:
-            return self._start(api, image, asked, settings(api, spec, volume, labels, self._daemon.runtime))
+            daemon = self._daemon
+            config = settings(api, spec, volume, labels, daemon.runtime, podman=daemon.is_podman)
+            return self._start(api, image, asked, config)
 
     def fork(self, snapshot: str) -> SupervisedSandbox:
         """Start a fresh container with the files of a snapshot."""
@@ -176,6 +179,10 @@ class DockerBackend:
     def drop(self, snapshot: str) -> None:
         """Free what a snapshot holds."""
         self._snapshots.drop(snapshot)
+
+    def upkeep(self) -> DockerUpkeep:
+        """Return what looks after the containers of every run; see `agentgym.upkeep.Maintained`."""
+        return DockerUpkeep(self._daemon.image, self._daemon.runtime)
 
     def close(self) -> None:
         """Remove every container that this backend started, and every snapshot."""

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ import pytest
 from agentgym.errors import SandboxError
 from agentgym.sandbox import SandboxSpec
 
-pytest.importorskip("docker", reason="the docker extra is not installed")
+docker = pytest.importorskip("docker", reason="the docker extra is not installed")
 
-from private_daemon import IMAGE, PrivateDaemon, why_not
+from private_daemon import IMAGE, PrivateDaemon, busybox_root, why_not  # noqa: E402
 
-from agentgym_sandboxes.docker import DockerBackend
+from agentgym_sandboxes.docker import DockerBackend  # noqa: E402
 
 SPEC = SandboxSpec(memory_mb=32, pids=16)
 
@@ -144,3 +144,34 @@ def test_a_runtime_that_is_not_there_is_one_clear_sentence(
     monkeypatch.setenv("DOCKER_HOST", daemon.url)
     with pytest.raises(SandboxError, match=r"knows no runtime 'kata', only .*runc.*: install it"):
         DockerBackend(image=IMAGE, runtime="kata").check()
+
+
+@pytest.fixture
+def podman(tmp_path: Path) -> Iterator[str]:
+    """Podman's own service, as root, with a configuration that also works inside a container."""
+    if shutil.which("podman") is None or os.geteuid() != 0:
+        pytest.skip("Podman is not installed, or may not run here")
+    (tmp_path / "containers.conf").write_text(
+        '[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\nruntime="runc"\n'
+    )
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver="vfs"\ngraphroot="{tmp_path}/graph"\nrunroot="{tmp_path}/run"\n'
+    )
+    socket_path = tmp_path / "p.sock"
+    names = {"CONTAINERS_CONF": "containers.conf", "CONTAINERS_STORAGE_CONF": "storage.conf"}
+    environment = {**os.environ, **{name: f"{tmp_path}/{file}" for name, file in names.items()}}
+    command = ["podman", "system", "service", "--time=0", f"unix://{socket_path}"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as service:
+        deadline = time.monotonic() + 20
+        while not socket_path.exists() and service.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield f"unix://{socket_path}"
+        service.terminate()
+
+
+@pytest.mark.docker
+def test_podman_differs_by_its_url_only(podman: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", podman)
+    with closing(docker.APIClient(base_url=podman, version="auto")) as client:
+        client.import_image_from_data(busybox_root(), repository="agentgym-busybox", tag="latest")
+    _use(DockerBackend(image=f"docker.io/library/{IMAGE}"))
