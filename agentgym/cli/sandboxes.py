@@ -14,6 +14,75 @@ TokenFile = Annotated[
     typer.Option(help="Holds the token; by default AGENTGYM_SANDBOX_TOKEN does, or a new one is printed."),
 ]
 
+Backends = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--backend", help="docker, process, …; by default all that are installed. May be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would go, and touch nothing.")]
+
+
+@group.command()
+def ps(backend: Backends = None) -> None:
+    """List the sandboxes of every run: whose they are, how old, when they end, and what memory they use.
+
+    Example: `agentgym sandbox ps --backend docker`
+    """
+    from agentgym.cli import upkeep
+
+    upkeep.ps(backend or [])
+
+
+@group.command()
+def gc(
+    backend: Backends = None,
+    dry_run: DryRun = False,
+    images: Annotated[bool, typer.Option("--images", help="Also images built from tasks that nothing uses.")] = False,
+    expired: Annotated[
+        bool,
+        typer.Option("--expired", help="Also what ended by its time limit and whose owner is not on this machine."),
+    ] = False,
+) -> None:
+    """Remove what provably has no living owner, and say of everything why it went or stayed.
+
+    A living run's sandboxes are never touched, and nothing that agentgym did not make.
+
+    Example: `agentgym sandbox gc --dry-run`
+    """
+    from agentgym.cli import upkeep
+
+    upkeep.gc(backend or [], images=images, expired=expired, dry_run=dry_run)
+
+
+@group.command()
+def doctor(backend: Backends = None) -> None:
+    """Look at everything that sandboxes need of this machine, and say how to mend what is missing. Exit code 1 if so.
+
+    Example: `agentgym sandbox doctor --backend docker`
+    """
+    from agentgym.cli import upkeep
+
+    upkeep.doctor(backend or [])
+
+
+@group.command(name="build-base")
+def build_base(
+    name: Annotated[Optional[str], typer.Argument(help="By default agentgym-base:latest.", show_default=False)] = None,  # noqa: UP045
+    base: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--from", help="A Debian-like image with Python, such as python:3.11-slim; needs a registry."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Whose base image.")] = "docker",
+) -> None:
+    """Build the image of tasks that name none, by default without a registry: from this machine's own apt sources.
+
+    That takes about a minute, root, and debootstrap. PACKAGES, SUITE and MIRROR in the environment say what is in it.
+
+    Example: `agentgym sandbox build-base`, or `agentgym sandbox build-base --from python:3.11-slim`
+    """
+    from agentgym.cli import upkeep
+
+    upkeep.build_base(backend, name, base)
+
 
 @group.command()
 def serve(

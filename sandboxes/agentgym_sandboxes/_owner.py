@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from agentgym.upkeep import Life
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -50,11 +52,16 @@ class Owner:
         return "~".join(self.labels().values())
 
     def is_dead(self) -> bool:
-        """Whether the process provably ended: only this boot of this machine, seen from its own namespace, can tell."""
+        """Whether the process provably ended."""
+        return self.life() == "dead"
+
+    def life(self) -> Life:
+        """Return how the process is: only this boot of this machine, seen from its own namespace, can tell."""
         if (self.host, self.boot, self.pidns) != (socket.gethostname(), _boot_id(), _pid_namespace()):
-            return False
+            return "unknown"
         started = _start_time(self.pid)
-        return not _exists(self.pid) if started is None else started != self.started
+        is_there = _exists(self.pid) if started is None else started == self.started
+        return "living" if is_there else "dead"
 
 
 def _boot_id() -> str:

@@ -17,6 +17,7 @@ from agentgym_sandboxes import _bwrap, _run, _scratch
 from agentgym_sandboxes._command import absolute, refuse_user, variables, words
 from agentgym_sandboxes._files import Folder
 from agentgym_sandboxes._lifetime import Lifetime
+from agentgym_sandboxes._process_upkeep import ProcessUpkeep
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,10 @@ class ProcessBackend:
     def drop(self, snapshot: str) -> None:
         """Refuse: there are no snapshots."""
         raise CapabilityError(f"the 'process' sandbox has no 'snapshot', so no {snapshot!r}; choose another backend")
+
+    def upkeep(self) -> ProcessUpkeep:
+        """Return what looks after the folders of every run; see `agentgym.upkeep.Maintained`."""
+        return ProcessUpkeep()
 
     def close(self) -> None:
         """End every sandbox that this backend started."""
