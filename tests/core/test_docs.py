@@ -72,3 +72,14 @@ def test_the_table_of_graders_is_complete_and_names_their_rungs() -> None:
 def test_the_settings_shown_for_a_judge_are_settings() -> None:
     (shown,) = re.findall(r"```yaml\n(.*?)^```$", GRADERS.read_text(), re.DOTALL | re.MULTILINE)
     assert read_settings(yaml.safe_load(shown)).model == "my-model"
+
+
+@pytest.mark.parametrize("page", ["sandboxes.md"])
+def test_the_examples_of_a_page_print_what_they_say(page: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / page).read_text()
+    programs = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert programs
+    for program in programs:
+        said = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.splitlines() == said, done.stderr
