@@ -13,8 +13,10 @@ from pydantic import JsonValue
 from agentgym.graders.answer import AnswerGrader
 from agentgym.graders.stdio import StdioGrader
 from agentgym.sandbox import SandboxBackend
-from agentgym.task import Hidden, Public, Task
+from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.types import Submission
+from agentgym.validate import validate
+from agentgym_envs.code.env import CodeEnv
 
 NO_SANDBOX: Any = None
 
@@ -84,3 +86,17 @@ def test_a_language_neutral_exercise_is_judged_in_every_language(
     assert len(cases) == 18
     wrong = StdioGrader().grade(task, Submission(answer=RAINDROPS[language].replace("Plong", "Plung")), backend)
     assert (wrong.value, wrong.components["visible"]) == (0.0, 1.0)
+
+
+def test_program_tasks_in_the_code_environment_hold_every_check_of_validate(backend: SandboxBackend) -> None:
+    cases: list[JsonValue] = [{"stdin": f"{a} {b}\n", "stdout": f"{a + b}\n"} for a, b in ((1, 2), (20, -5), (999, 4))]
+    public: dict[str, JsonValue] = {"languages": ["bash"], "output": {"mode": "tokens"}, "examples": cases[:1]}
+    task = Task(
+        id="sum",
+        split="train",
+        public=Public(prompt="Add two numbers.", data=public),
+        hidden=Hidden(data={"cases": cases[1:]}, reference={"code": "read a b\necho $((a + b))"}),
+        grader="stdio",
+    )
+    found = validate(lambda: CodeEnv(TaskSet("sums", lambda: [task]), sandbox=backend), [task])
+    assert found.passed, found.findings

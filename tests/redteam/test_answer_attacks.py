@@ -135,6 +135,15 @@ def test_an_attack_that_fools_a_naive_grader_scores_nothing(
     assert value(text, **spec) == 0.0
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", "null", "[]", "true", "0", '""', '{"answer": "Lima"}', "[null]", "\x00", "\ud800"]
+)
+def test_data_of_another_kind_is_no_answer(text: str) -> None:
+    listed = {"kind": "list", "gold": ["1"], "separator": "json", "items": "plain"}
+    for spec in (TEXTS, F1, NUMBER, BIG, LETTER, COLOURS, listed, {"kind": "exact", "golds": ["Lima"]}):
+        assert value(text, **spec) == 0.0
+
+
 def test_the_right_answers_pass() -> None:
     assert [value("lima.", **TEXTS), value("Lima", **F1), value("42", **NUMBER), value("B", **LETTER)] == [1.0] * 4
     assert value("blue, red", **COLOURS) == 1.0
