@@ -35,7 +35,7 @@ class Limits:
     """What one sandbox may use of the proxy."""
 
     open: int = 64
-    """Connections at a time; more are told to come again."""
+    """Connections to servers at a time; more must wait, for `dial_s` at most."""
     total: int = 10_000
     """Connections in all; then the proxy hangs up for good. Every one of them is remembered."""
     traffic_bytes: int = 4 << 30
@@ -105,6 +105,7 @@ class Session:
         self._left = self.limits.traffic_bytes
         self._tallies: list[Tally] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.places = asyncio.Semaphore(self.limits.open)
         self._is_closed = False
 
     @property
@@ -167,8 +168,7 @@ class Session:
         if self._is_closed:
             tunnel.close()
             return
-        is_one_too_many = len(self._tasks) >= self.limits.open
-        task = self._loop.create_task(_allowlist_http.serve(tunnel, _Way(self, is_one_too_many=is_one_too_many)))
+        task = self._loop.create_task(_allowlist_http.serve(tunnel, _Way(self)))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -199,11 +199,10 @@ class Tally:
 class _Way:
     """One connection's way out; see `_allowlist_http.Upstream`."""
 
-    def __init__(self, session: Session, *, is_one_too_many: bool) -> None:
+    def __init__(self, session: Session) -> None:
         limits = session.limits
         self.head_bytes, self.head_s, self.idle_s = limits.head_bytes, limits.head_s, limits.idle_s
         self._session = session
-        self._is_one_too_many = is_one_too_many
         self._tally = Tally("", 0, is_allowed=False)
 
     async def dial(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -213,20 +212,34 @@ class _Way:
         try:
             rule = session.rules.find(host, port)
             if rule is None:
-                allowed = ", ".join(session.rules.entries)
+                allowed = ", ".join(session.rules.names)
                 raise Refused(HTTPStatus.FORBIDDEN, f"{host}:{port} is not among the allowed hosts: {allowed}")
-            if self._is_one_too_many:
-                why = f"more than {limits.open} connections at a time"
-                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, why)
             session.spend(0)
-            found = await dial(rule, host, port, session.resolve, limits.dial_s)
+            await self._take_place()
+            try:
+                return await dial(rule, host, port, session.resolve, limits.dial_s)
+            except BaseException:
+                self.release()
+                raise
         except Refused as refused:
             self._tally.is_allowed = refused.status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
             self._tally.reason = str(refused)
             raise
         finally:
             session.add(self._tally)
-        return found
+
+    async def _take_place(self) -> None:
+        limits = self._session.limits
+        try:
+            async with asyncio.timeout(limits.dial_s):
+                await self._session.places.acquire()
+        except TimeoutError:
+            why = f"{limits.open} connections are open already, as many as this sandbox may have at a time"
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, why) from None
+
+    def release(self) -> None:
+        """Let another connection have this one's place."""
+        self._session.places.release()
 
     def refuse(self, host: str, port: int, why: str) -> None:
         """Count a request that is not even one."""

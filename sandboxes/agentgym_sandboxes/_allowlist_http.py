@@ -44,6 +44,10 @@ class Upstream(Protocol):
         """Connect if the list permits it; Refused otherwise."""
         ...
 
+    def release(self) -> None:
+        """Learn that the connection is over; others may wait for its place."""
+        ...
+
     def refuse(self, host: str, port: int, why: str) -> None:
         """Count a request that is not even one."""
         ...
@@ -102,11 +106,14 @@ class _Exchange:
         else:
             path = found["path"] or "/"
             await self._forward(request, path if path.startswith("/") else f"/{path}", reader, self._writer)
+        self.hang_up()
         await self._tunnel.finish(_FAREWELL_S)
 
     def hang_up(self) -> None:
         if self._writer is not None:
             self._writer.transport.abort()
+            self._writer = None
+            self._upstream.release()
 
     async def _request(self) -> h11.Request:
         try:

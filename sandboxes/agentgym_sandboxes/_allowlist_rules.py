@@ -48,7 +48,8 @@ class Rule:
 class Rules:
     """The whole list."""
 
-    entries: tuple[str, ...]
+    names: tuple[str, ...]
+    """The entries as whoever asks in vain may see them: without addresses."""
     rules: tuple[Rule, ...]
 
     @classmethod
@@ -62,7 +63,7 @@ class Rules:
             CapabilityError: an entry is malformed, or names an address that nothing in a sandbox may reach.
         """
         entries = tuple(allow)
-        return cls(entries, tuple(_rule(entry) for entry in entries))
+        return cls(tuple(one.partition("=")[0] for one in entries), tuple(map(_rule, entries)))
 
     def find(self, host: str, port: int) -> Rule | None:
         """Return the first rule that permits a host that `host_of` returned."""

@@ -486,15 +486,15 @@ def test_a_server_that_says_nothing_or_nonsense_is_answered_for() -> None:
 
 
 def test_no_more_than_so_many_connections_at_a_time(server: Server) -> None:
-    allow = f"files.test:{server.server_port}=127.0.0.1"
-    with proxied(allow, limits=Limits(open=3)) as place, ExitStack() as stack:
-        waiting = [stack.enter_context(place.connect()) for _ in range(3)]
-        time.sleep(0.2)
-        assert place.status(get(server.server_port)) == 503
-        for one in waiting:
-            one.close()
-        time.sleep(0.2)
-        assert place.status(get(server.server_port)) == 200
+    port = server.server_port
+    with proxied(f"files.test:{port}=127.0.0.1", limits=Limits(open=3, dial_s=1.0)) as place, ExitStack() as stack:
+        opened = [stack.enter_context(place.connect()) for _ in range(3)]
+        for one in opened:
+            one.sendall(f"CONNECT files.test:{port} HTTP/1.1\r\nHost: files.test\r\n\r\n".encode())
+            assert one.recv(100).startswith(b"HTTP/1.1 200")
+        assert place.status(get(port)) == 503
+        threading.Timer(0.3, opened[0].close).start()
+        assert place.status(get(port)) == 200
 
 
 def test_no_more_than_so_many_connections_in_all(server: Server) -> None:

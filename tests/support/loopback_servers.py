@@ -20,8 +20,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = PAYLOAD if self.path == "/big" else f"{self.path} for {self.headers['Host']}".encode()
-        self._answer(body)
+        files = self.server.files  # type: ignore[attr-defined]
+        self._answer(files.get(self.path) or f"{self.path} for {self.headers['Host']}".encode())
 
     def do_HEAD(self) -> None:
         self._answer(b"12345", with_body=False)
@@ -42,6 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path, dict(self.headers)))  # type: ignore[attr-defined]
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "text/html")
         self.send_header("X-Other", "kept")
         self.end_headers()
         if with_body:
@@ -60,6 +61,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.files = {"/big": PAYLOAD}
         self._context = context
 
     def get_request(self) -> tuple[socket.socket, object]:
