@@ -10,7 +10,7 @@ import docker
 from docker.errors import APIError, DockerException, NotFound
 
 from agentgym.errors import SandboxError
-from agentgym_sandboxes._daemon import knock
+from agentgym_sandboxes._docker_host import knock
 from agentgym_sandboxes._owner import Owner
 
 _LABEL = "agentgym.benchmark"

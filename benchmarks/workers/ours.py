@@ -15,6 +15,14 @@ _WARM = 2
 _SETTLE_S = 60.0
 
 
+def settle(backend: Any, spec: SandboxSpec, warm: int) -> None:
+    """Wait until a backend's pool is full and has nothing to do."""
+    backend.prepare(spec, warm)
+    deadline = time.monotonic() + _SETTLE_S
+    while backend._pool._jobs and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 class Ours(System):
     """One of our backends."""
 
@@ -44,12 +52,8 @@ class Ours(System):
 
     def settle(self) -> None:
         """Wait until the pool has removed what was used and replaced it."""
-        if self._name != "pool":
-            return
-        self.before_start()
-        deadline = time.monotonic() + _SETTLE_S
-        while self._backend._pool._jobs and time.monotonic() < deadline:
-            time.sleep(0.01)
+        if self._name == "pool":
+            settle(self._backend, self._spec, _WARM)
 
     def start(self) -> Box:
         """Start a sandbox."""
