@@ -150,9 +150,12 @@ class RemoteBackend:
             return lease, lease.call(name, spec=asked)
 
     def _leased(self) -> Lease:
+        with self._lock:
+            if self._lease is not None and self._lease.lost is not None:
+                self._lease = self._offer = None  # another server may have taken its place
         offer = self._offered()
         with self._lock:
-            if self._lease is None or self._lease.lost is not None:
+            if self._lease is None:
                 self._lease = Lease(self._connected(), offer.lease_s, offer.body_bytes)
             return self._lease
 

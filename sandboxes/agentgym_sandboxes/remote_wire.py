@@ -85,8 +85,8 @@ def describe(failure: Exception) -> dict[str, Any]:
         sentence = f"the sandbox server failed: {type(failure).__name__}: {failure}"
         return {"type": "SandboxError", "arguments": [sentence]}
     if isinstance(failure, OSError) and failure.errno is not None:
-        filename = failure.filename if isinstance(failure.filename, str | None) else str(failure.filename)
-        return {"type": name, "arguments": [failure.errno, failure.strerror, filename]}
+        about = [] if failure.filename is None else [str(failure.filename)]
+        return {"type": name, "arguments": [failure.errno, failure.strerror, *about]}
     if isinstance(failure, KeyError) and failure.args:
         return {"type": name, "arguments": [str(failure.args[0])]}
     return {"type": name, "arguments": [str(failure)]}

@@ -38,12 +38,11 @@ class Server:
             text=True,
         )
         assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("serving"):
-            process.wait(60)
-            process.stdout.close()
-            raise RuntimeError(f"the sandbox server ended with code {process.returncode}: see its standard error")
-        return cls(process, line.split()[-1], token)
+        for line in process.stdout:
+            if line.startswith("serving"):
+                return cls(process, line.split()[-1], token)
+        process.stdout.close()
+        raise RuntimeError(f"the sandbox server ended with code {process.wait(60)}: see its standard error")
 
     def stop(self) -> None:
         """Let it end in good order, unless it has ended before."""

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def serve(
         where = _url(listener)
         if is_new:
             say(f"token: {token}")
-        if expose:
-            say(f"whoever has the token can run programs on this machine, and {where} is not encrypted")
+        if not _is_loopback(listener.getsockname()):
+            say(f"whoever has the token can run programs in sandboxes here, and {where} is not encrypted")
         desk = Desk(backend, bounds)
         config = uvicorn.Config(
             create_app(desk, token),
@@ -148,7 +148,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
 def _listen(host: str, port: int, *, expose: bool) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not expose:
+        if not _is_loopback(address) and not expose:
             raise SandboxError(
                 f"{host} is not a loopback address: whoever reaches it and has the token could run programs on this "
                 "machine, and nothing on the way is encrypted; say --expose if that is wanted, or let clients come "
@@ -166,6 +166,10 @@ def _listen(host: str, port: int, *, expose: bool) -> socket.socket:
         return listener
     except (OSError, OverflowError) as error:
         raise SandboxError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
+
+
+def _is_loopback(address: Sequence[Any]) -> bool:
+    return ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
 
 
 def _url(listener: socket.socket) -> str:
