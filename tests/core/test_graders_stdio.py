@@ -182,6 +182,8 @@ def test_a_case_may_have_arguments(backend: SandboxBackend) -> None:
         ({"mode": "tokens"}, "a b\nc", "a\nb c", True),
         ({"mode": "tokens"}, "1", "1.0", False),
         ({"mode": "tokens"}, "1 2", "12", False),
+        ({"mode": "tokens"}, "1", "1 2", False),
+        ({"mode": "tokens"}, "1 2", "2 1", False),
         ({"mode": "numbers", "abs_tol": 0.01}, "1.00 x", "1.005 x", True),
         ({"mode": "numbers", "abs_tol": 0.01}, "1.00 x", "1.02 x", False),
         ({"mode": "numbers", "abs_tol": 0.01}, "1.00 x", "1.00 y", False),
@@ -325,6 +327,25 @@ class Silent:
 def test_a_sandbox_without_the_compiler_voids_the_verdict_and_says_what_to_install() -> None:
     with pytest.raises(SandboxError, match=r"harmless c program .* needs gcc libc6-dev: gcc: not found"):
         judged(Silent(), sum_task(languages=["c"]), SUMS["c"], "main.c")  # type: ignore[arg-type]
+
+
+class Forgetful(Silent):
+    """Compiles, and then cannot run anything."""
+
+    def exec(self, command: Any, **options: Any) -> ExecResult:
+        code = 127 if "ulimit" in command else 0
+        return ExecResult(exit_code=code, stdout=b"", stderr=b"python3: not found")
+
+    def download(self, path: str, **limits: int) -> dict[str, bytes]:
+        return {}
+
+    def upload(self, files: Any) -> None:
+        return None
+
+
+def test_a_sandbox_in_which_nothing_runs_voids_the_verdict() -> None:
+    with pytest.raises(SandboxError, match=r"harmless python program .* ended with exit code 127: python3: not found"):
+        judged(Forgetful(), sum_task(), SUMS["python"])  # type: ignore[arg-type]
 
 
 def test_the_preview_runs_the_visible_examples_in_the_agents_sandbox(backend: SandboxBackend) -> None:

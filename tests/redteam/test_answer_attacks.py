@@ -256,7 +256,8 @@ def test_a_text_in_which_the_library_finds_the_gold_is_not_one_expression(text: 
     [
         "1 or 3", "3, 4", r"\{3, 4\}", "3; 4", r"3 \lor 4", r"\pm 3", r"x \in [0, 10]", "x < 100", "[0, 10]", "(3, 3)",
         r"3 \quad 4", "3 4", r"\begin{pmatrix}3\\4\end{pmatrix}", r"\infty", r"\frac{0}{0}", "nan", "oo", "zoo", "3!=6",
-        r"\text{3 or 4}", r"\mathrm{any}", "{}", "null", "[]", r"\input{/etc/passwd}", r"\write18{id}", "3" * 399,
+        r"\text{3 or 4}", r"3\text{ maybe}", r"\mathrm{any}", "{}", "null", "[]", r"\input{/etc/passwd}", r"\write18{id}",
+        "3" * 399,
     ],
 )  # fmt: skip
 def test_no_shotgun_and_no_nonsense_means_three(text: str) -> None:
@@ -313,6 +314,30 @@ def test_the_process_that_compares_can_execute_no_text_write_no_file_and_start_n
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout == f"{len(FORBIDDEN)}\n", done.stderr
     assert [one.name for one in tmp_path.iterdir()] == ["kept"]
+
+
+EVALUATING_LIBRARY = """
+def LatexExtractionConfig(**options): return None
+def parse(text, **options): return [eval(text[len("\\\\boxed{"):-1])]
+def verify(gold, found, **options): return gold == found
+"""
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_library_that_evaluates_what_it_reads_can_do_nothing_with_it(tmp_path: Path, guarded: bool) -> None:
+    (tmp_path / "math_verify.py").write_text(EVALUATING_LIBRARY)
+    mark = tmp_path / "ran"
+    request = {"gold": "3", "answer": f"open({str(mark)!r}, 'w').close() or 3", "digits": 6, "seconds": 5}
+    unguarded = "" if guarded else "worker.refuse = lambda *_: None"
+    program = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        f"from agentgym.graders import _math_worker as worker\n{unguarded}\n"
+        f"print(worker.judge({request!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # Without the guard the library evaluates the text, and finds what the attack says.
+    assert ("ga1" in done.stdout, mark.exists()) == (not guarded, not guarded)
 
 
 def test_an_answer_of_any_length_is_judged_at_once() -> None:
