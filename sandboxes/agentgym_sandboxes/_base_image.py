@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from docker import APIClient
 
 from agentgym.errors import SandboxError
+from agentgym_sandboxes._images import follow
 
 FOLDER = Path(__file__).parent / "images"
-_LAST_LINES = 5
 
 
 def bootstrap(name: str, say: Callable[[str], None]) -> None:
@@ -55,23 +53,3 @@ def build_upon(api: APIClient, name: str, base: str, say: Callable[[str], None])
         decode=True,
     )
     follow(name, steps, say)
-
-
-def follow(name: str, steps: Iterable[dict[str, Any]], say: Callable[[str], None]) -> None:
-    """Say each line of a build or pull once.
-
-    Raises:
-        SandboxError: it failed; with Docker's reason and the last lines before it.
-    """
-    lines: list[str] = []
-    for step in steps:
-        if "error" in step:
-            before = " | ".join(lines[-_LAST_LINES:])
-            raise SandboxError(
-                f"Docker cannot make the image {name!r}: {step['error'].strip()}" + (f" ({before})" * bool(before))
-            )
-        text = re.sub(r"\x1b\[[0-9;]*m", "", str(step.get("stream") or step.get("status") or ""))
-        for line in filter(None, map(str.strip, text.splitlines())):
-            if lines[-1:] != [line]:
-                lines.append(line)
-                say(line)

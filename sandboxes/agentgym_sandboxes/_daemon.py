@@ -10,18 +10,18 @@ from typing import Any
 
 import docker
 import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, NotFound
 
 from agentgym.errors import CapabilityError, SandboxError
 from agentgym.sandbox import SandboxSpec
 from agentgym_sandboxes._docker_host import environment, is_cut_off, knock
+from agentgym_sandboxes._images import Images, Pull
 from agentgym_sandboxes._owner import Owner
 from agentgym_sandboxes._proxy_rules import GIVEN
 from agentgym_sandboxes._supervisor_volume import SupervisorVolume
 
 logger = logging.getLogger(__name__)
 
-BASE_IMAGE = "agentgym-base:latest"
 _CONNECTIONS = 128
 _CALL_TIMEOUT_S = 120
 _PODMAN = "agentgym.podman"
@@ -30,14 +30,14 @@ _PODMAN = "agentgym.podman"
 class Daemon:
     """One client of one daemon; safe to use from many threads."""
 
-    def __init__(self, image: str, runtime: str | None) -> None:
+    def __init__(self, image: str, runtime: str | None, pull: Pull = "never", contexts: str | None = None) -> None:
         self.image = image
         self.runtime = runtime
+        self.images = Images(self.connect, image, pull, contexts)
         self._lock = threading.RLock()
         self._client: docker.APIClient | None = None
         self._info: dict[str, Any] = {}
         self._volume: SupervisorVolume | None = None
-        self._known: set[str] = set()
 
     def check(self) -> None:
         """Reach the daemon and find the default image and the runtime.
@@ -73,7 +73,7 @@ class Daemon:
             if self._client is not None:
                 self._client.close()
             self._client, self._volume = None, None
-            self._known.clear()
+        self.images.forget()
 
     @property
     def is_podman(self) -> bool:
@@ -101,18 +101,7 @@ class Daemon:
 
     def require_image(self, image: str | None) -> str:
         """Return the image's name once it is known to be there."""
-        name = image or self.image
-        if name in self._known:
-            return name
-        try:
-            self.connect().inspect_image(name)  # type: ignore[no-untyped-call]
-        except ImageNotFound:
-            hint = "build it with `agentgym sandbox build-base`" if name == BASE_IMAGE else "pull or build it"
-            raise SandboxError(f"the Docker image {name!r} is not on this machine: {hint}") from None
-        except (DockerException, requests.RequestException) as error:
-            raise SandboxError(f"Docker cannot look up the image {name!r}: {error}") from error
-        self._known.add(name)
-        return name
+        return self.images.require(image or self.image)
 
     def forget_image(self, image: str) -> Callable[[], None]:
         """Return what removes an image that we made."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +16,10 @@ from agentgym.errors import AgentFault, SandboxError
 from agentgym.sandbox import SandboxSpec
 from agentgym.upkeep import Finding
 from agentgym_sandboxes import _compile
-from agentgym_sandboxes._daemon import BASE_IMAGE, has_quotas, reach
+from agentgym_sandboxes._daemon import has_quotas, reach
+from agentgym_sandboxes._disk_room import disk_room
 from agentgym_sandboxes._docker_host import host, knock
+from agentgym_sandboxes._images import BASE_IMAGE
 from agentgym_sandboxes._proxy_rules import GIVEN
 
 _OLDEST_API = (1, 41)
@@ -90,20 +90,6 @@ def _disk(info: dict[str, Any]) -> Finding:
         return Finding("disk", "ok", found)
     mend = "`agentgym sandbox gc --images`, `docker system prune`"
     return Finding("disk", "warn" if free >= _TOO_LITTLE_GB * _GB else "fail", found, mend)
-
-
-def disk_room(info: dict[str, Any]) -> int | None:
-    """Return the free bytes of the daemon's disk, or None if it is not this machine's."""
-    root = str(info.get("DockerRootDir") or "")
-    if not root or not host().startswith("unix://"):
-        return None
-    folder = Path(root)
-    try:
-        while not os.access(folder, os.X_OK) and folder != folder.parent:  # /var/lib/docker is often root's alone
-            folder = folder.parent
-        return shutil.disk_usage(folder).free if folder.is_dir() else None
-    except OSError:
-        return None
 
 
 def _parts(api: APIClient, info: dict[str, Any], image: str, runtime: str | None) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from agentgym.errors import SandboxError
 from agentgym.upkeep import Decision, Finding, Kept
 from agentgym_sandboxes import _inventory, _supervisor
 from agentgym_sandboxes._base_image import bootstrap, build_upon
-from agentgym_sandboxes._daemon import BASE_IMAGE, reach
+from agentgym_sandboxes._daemon import reach
 from agentgym_sandboxes._diagnosis import diagnose
 from agentgym_sandboxes._docker_host import knock
 
@@ -51,7 +51,7 @@ class DockerUpkeep:
 
     def build_base(self, name: str | None, base: str | None, say: Callable[[str], None]) -> str:
         """Build the base image from Debian packages or upon a public one; see `agentgym.upkeep.Upkeep`."""
-        name = name or self._image or BASE_IMAGE
+        name = name or self._image
         with _client() as (api, _):
             if base is None:
                 bootstrap(name, say)

@@ -27,9 +27,10 @@ from agentgym_sandboxes._allowlist import Proxy
 from agentgym_sandboxes._allowlist_rules import Rules
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._container import Container
-from agentgym_sandboxes._daemon import BASE_IMAGE, Daemon
+from agentgym_sandboxes._daemon import Daemon
 from agentgym_sandboxes._docker_upkeep import DockerUpkeep
 from agentgym_sandboxes._hardening import WORKDIR, folders, in_memory, pids, settings
+from agentgym_sandboxes._images import BASE_IMAGE, Pull
 from agentgym_sandboxes._link import Hub, Link
 from agentgym_sandboxes._snapshots import Snapshots
 from agentgym_sandboxes._supervised import SupervisedSandbox
@@ -76,6 +77,8 @@ class DockerBackend:
         runtime: str | None = None,
         starts: int | None = None,
         warm: int = 0,
+        pull: Pull = "never",
+        contexts: str | None = None,
     ) -> None:
         """Prepare, without speaking to the daemon yet.
 
@@ -85,8 +88,10 @@ class DockerBackend:
             runtime: of those that the daemon knows, such as `runsc`, `crun` or `kata`; None is the daemon's own choice.
             starts: how many containers may be started at once; None is two for each processor.
             warm: how many unused sandboxes to keep ready, of the specs that were asked for last.
+            pull: whether images that tasks name are pulled: `never`, `if-missing`, or `always`, which is once.
+            contexts: the folder below which a task's `build:<folder>` is looked for; None refuses those.
         """
-        self._daemon = Daemon(image, runtime)
+        self._daemon = Daemon(image, runtime, pull, contexts)
         self._run = run
         self._lock = threading.Lock()
         self._sandboxes: dict[str, tuple[SupervisedSandbox, SandboxSpec, Container]] = {}
