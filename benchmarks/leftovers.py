@@ -72,7 +72,11 @@ class Leftovers:
         return owner is not None and owner.is_dead()
 
     def __enter__(self) -> Self:
-        self.sweep()
+        try:
+            self.sweep()
+        except BaseException:
+            self._client.close()
+            raise
         return self
 
     def __exit__(

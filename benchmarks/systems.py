@@ -120,6 +120,8 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._log.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _last_words(self, what: str) -> str:
         self._log.seek(0)
