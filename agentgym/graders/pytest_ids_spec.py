@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
@@ -117,6 +117,25 @@ def check_base(task: Task, spec: PytestSpec, base: Mapping[str, bytes]) -> None:
                 raise VerifierError(f"the repository of {task.id!r} has no {what} {name!r}; add it or leave it out")
 
 
+class Deciding(Protocol):
+    """What a submission may not change."""
+
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """Patterns of files that keep their original content."""
+        ...
+
+    @property
+    def files(self) -> list[str]:
+        """Further files that keep it."""
+        ...
+
+    @property
+    def tests(self) -> dict[str, str]:
+        """Files laid over whatever is there."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """The repository as the submission would have it, with everything that decides put back in its place."""
@@ -131,7 +150,7 @@ class Candidate:
         return {**self.files, **{name: text.encode() for name, text in tests.items()}}
 
 
-def candidate(spec: PytestSpec, base: Tree, submission: Submission) -> Candidate:
+def candidate(spec: Deciding, base: Tree, submission: Submission) -> Candidate:
     """Apply a submission to a repository: whole `files` and `data["deleted"]`, or a unified diff in `data["diff"]`.
 
     Raises:

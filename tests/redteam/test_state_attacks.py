@@ -64,7 +64,7 @@ def by_count(folder: Path, data: bytes) -> bool:
     (folder / "given.db").write_bytes(data)
     database = sqlite3.connect(folder / "given.db")
     try:
-        return database.execute("SELECT count(*) FROM orders WHERE status = 'paid'").fetchone() == (1,)
+        return bool(database.execute("SELECT count(*) FROM orders WHERE status = 'paid'").fetchone() == (1,))
     finally:
         database.close()
 
