@@ -408,21 +408,13 @@ def test_cancelling_while_a_sandbox_starts_leaves_none_open(process: SandboxBack
 
 
 def test_a_sandbox_that_does_not_start_is_retried_then_unscored() -> None:
-    class Down:
-        name = "down"
-        capabilities: frozenset[Any] = frozenset()
+    class Down(CountingBackend):
         starts = 0
-
-        def check(self) -> None:
-            """Pretend."""
 
         def start(self, spec: SandboxSpec) -> Sandbox:
             self.starts += 1
             raise InfrastructureError("the daemon does not answer")
 
-        def close(self) -> None:
-            """Nothing was started."""
-
-    down = Down()
+    down = Down(registry.create("sandboxes", "process"))
     found = one(lambda: ShellEnv(sandbox=down), says(SOLVE))
     assert (found.end, found.scored, down.starts) == ("infrastructure", False, 3)
