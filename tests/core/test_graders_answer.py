@@ -166,6 +166,25 @@ def test_expressions_that_mean_the_same_are_the_same(gold: str, text: str, value
     assert judged(text, kind="math", gold=gold).value == value
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1 or 3", "it names several answers"),
+        (r"3 \lor 4", "it names several answers"),
+        ("1, 3", "found several"),
+        ("x = 1 = 3", "found several"),
+        ("it is 3", "it holds words"),
+        ("{3", "its braces do not match"),
+        (r"so $3$", "more than the expression itself"),
+        ("3" * 401, "longer than 400"),
+    ],
+)
+def test_what_is_not_one_expression_is_not_even_read(text: str, problem: str) -> None:
+    verdict = judged(text, kind="math", gold="3")
+    assert (verdict.value, verdict.level) == (0.0, "malformed")
+    assert problem in verdict.feedback
+
+
 @pytest.mark.usefixtures("math_verify")
 def test_expressions_are_compared_from_many_threads_at_once() -> None:
     found: list[float | None] = []

@@ -87,7 +87,7 @@ def by_stripped_equality(gold: str, text: str) -> bool:
 
 TEXTS = {"kind": "normalised", "golds": ["Lima"]}
 F1 = {"kind": "f1", "golds": ["Lima"], "threshold": 0.7}
-LONG_F1 = {"kind": "f1", "golds": ["the port of Callao"], "threshold": 0.7}
+LONG_F1 = {"kind": "f1", "golds": ["the old port of Callao"], "threshold": 0.7}
 NUMBER = {"kind": "numeric", "gold": "42", "abs_tol": 0.01}
 BIG = {"kind": "numeric", "gold": "42", "rel_tol": 0.01}
 LETTER = {"kind": "choice", "choices": {"A": "Quito", "B": "Lima", "C": "Bogota"}, "gold": "B"}
@@ -101,7 +101,7 @@ ATTACKS = [
     pytest.param(by_recall, "Lima", "Quito, Lima, Bogota", F1, id="shotgun at recall"),
     pytest.param(by_recall, "Lima", ESSAY, F1, id="essay at recall"),
     pytest.param(by_f1_above_half, "Lima", "Quito Lima", F1, id="two answers at half an F1"),
-    pytest.param(by_f1_above_half, "port callao", "port Callao or port Piura", LONG_F1, id="alternatives"),
+    pytest.param(by_f1_above_half, "old port of callao", "old port of Callao or Piura", LONG_F1, id="alternatives"),
     pytest.param(
         by_any_tag,
         "Lima",
@@ -256,8 +256,8 @@ def test_a_text_in_which_the_library_finds_the_gold_is_not_one_expression(text: 
     [
         "1 or 3", "3, 4", r"\{3, 4\}", "3; 4", r"3 \lor 4", r"\pm 3", r"x \in [0, 10]", "x < 100", "[0, 10]", "(3, 3)",
         r"3 \quad 4", "3 4", r"\begin{pmatrix}3\\4\end{pmatrix}", r"\infty", r"\frac{0}{0}", "nan", "oo", "zoo", "3!=6",
-        r"\text{3 or 4}", r"3\text{ maybe}", r"\mathrm{any}", "{}", "null", "[]", r"\input{/etc/passwd}", r"\write18{id}",
-        "3" * 399,
+        r"\text{3 or 4}", r"3\text{ maybe}", r"\mathrm{any}", "{}", "null", "[]", r"\input{/etc/passwd}",
+        r"\write18{id}", "3" * 399, r"3\text{ or}4",
     ],
 )  # fmt: skip
 def test_no_shotgun_and_no_nonsense_means_three(text: str) -> None:
