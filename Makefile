@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
 options-1 = sandbox.options.trusted=true
 
-.PHONY: demo test lint clean bubblewrap compiler
+.PHONY: demo test lint clean bubblewrap compiler system-pytest
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +51,13 @@ compiler:
 	  { $$as apt-get update && DEBIAN_FRONTEND=noninteractive $$as apt-get install --yes gcc libc6-dev; } >/dev/null 2>&1 \
 	    || echo "gcc cannot be installed without root: run \`apt-get install gcc libc6-dev\`, or \`$(BIN)/pip install ziglang\`"; }
 
+# Repositories are judged by the pytest that sandboxes see, which is the system's; without it those tests are skipped.
+system-pytest:
+	@/usr/bin/python3 -I -c 'import pytest' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
+	  echo "installing python3-pytest, which judges repositories inside sandboxes"; \
+	  { $$as apt-get update && DEBIAN_FRONTEND=noninteractive $$as apt-get install --yes python3-pytest; } >/dev/null 2>&1 || true; }
+
 demo: $(VENV)/demo bubblewrap $(if $(filter docker,$(SANDBOX)),compiler)
 	$(BIN)/agentgym train demo seed=$(SEED) sandbox.name=$(SANDBOX) $(options-$(TRUSTED))
 
@@ -60,7 +67,7 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: $(VENV)/test bubblewrap compiler lint
+test: $(VENV)/test bubblewrap compiler system-pytest lint
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
 
 clean:
