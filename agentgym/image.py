@@ -31,7 +31,7 @@ _Variable = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's na
 
 
 class ImageSpec(BaseModel):
-    """A root filesystem: an image to start from, packages, files and commands, in that order.
+    """A root filesystem: an image to start from, files, packages and commands, in that order.
 
     >>> spec = ImageSpec(apt=("jq",), files={"/etc/motd": "hello"})
     >>> spec.name
@@ -49,7 +49,7 @@ class ImageSpec(BaseModel):
     apt: tuple[Annotated[str, _matching(r"[a-z0-9][\w.+:~=-]*", "a Debian package")], ...] = ()
     pip: tuple[Annotated[str, _matching(r"[A-Za-z0-9][^\s\x00-\x1f]*", "a requirement such as numpy>=2")], ...] = ()
     files: dict[_Path, str] = {}
-    """Texts by absolute path, owned by root and readable by all."""
+    """Texts by absolute path, owned by root and readable by all; packages may need them, such as apt's sources."""
     run: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Scripts for `/bin/sh -e`, run as root, each a layer."""
     env: dict[_Variable, Annotated[str, _matching(r"[^\x00-\x1f]*", "a value on one line")]] = {}

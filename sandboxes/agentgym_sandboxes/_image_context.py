@@ -25,6 +25,9 @@ _DOCKERFILE = "Dockerfile"
 _IN_MEMORY = 1 << 24
 _MOST_BYTES = 1 << 32
 _APT = (
+    "grep -qrs . /etc/apt/sources.list /etc/apt/sources.list.d || "
+    "{{ echo 'the base image has no apt sources: take another, or put /etc/apt/sources.list among the files' >&2; "
+    "exit 1; }}; "
     "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {} "
     "&& rm -rf /var/lib/apt/lists/*"
 )
@@ -96,14 +99,13 @@ def from_spec(spec: ImageSpec, base: str) -> Context:
     """
     lines = [f"FROM {spec.base or base}", "USER 0"]
     lines += [f'ENV {name}="{_quoted(value)}"' for name, value in sorted(spec.env.items())]
-    scripts = [_APT.format(shlex.join(spec.apt))] if spec.apt else []
-    scripts += [_PIP.format(shlex.join(spec.pip))] if spec.pip else []
-    lines += [_run(script) for script in scripts]
     entries = {}
     if spec.files:
         # As an archive of files alone: a copied folder would give its own permissions to those that are there.
         entries[_FILES] = Entry(_packed(spec.files))
         lines.append(f"ADD {_FILES} /")
+    lines += [_run(_APT.format(shlex.join(spec.apt)))] if spec.apt else []
+    lines += [_run(_PIP.format(shlex.join(spec.pip)))] if spec.pip else []
     lines += [_run(script) for script in spec.run]
     return Context("\n".join([*lines, "USER 1000:1000", ""]), entries, spec.network or bool(spec.apt or spec.pip))
 
