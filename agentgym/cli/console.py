@@ -38,6 +38,8 @@ class _Errors:
         handler = logging.StreamHandler()
         handler.setFormatter((logging.Formatter if self.debug else _OneLine)("%(levelname)s %(name)s %(message)s"))
         logging.basicConfig(level=level, handlers=[handler])
+        # What takes long tells so to everybody, such as an image that is built before the first episode.
+        logging.getLogger("agentgym.progress").setLevel("INFO")
 
 
 errors = _Errors()
