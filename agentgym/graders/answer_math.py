@@ -29,8 +29,8 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
 def problem_with(latex: str) -> str | None:
     r"""Return why a text is not one expression, judged by its form alone; None if it may be one.
 
-    >>> problem_with("\\frac{1}{2}") is None, problem_with("it is 3"), problem_with("3 or 4")
-    (True, None, 'it names several answers')
+    >>> problem_with("\\frac{1}{2}") is None, problem_with("the sum is 3"), problem_with("3 or 4")
+    (True, 'it holds words', 'it names several answers')
     """
     if not latex.strip():
         return "it is empty"
