@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import gymnasium
@@ -48,6 +49,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         tasks: TaskSet | None = None,
         *,
         split: Split | None = None,
+        quarantine: str | Path | None = None,
         sandbox: SandboxBackend | str = "process",
         scheme: RewardScheme | None = None,
         max_turns: int = 8,
@@ -58,7 +60,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             raise TaskError(f"{type(self).__name__} has no tasks; set the class's `tasks` or pass tasks=…")
         if max_turns < 1:
             raise ValueError(f"wanted max_turns of at least 1, found {max_turns}")
-        self.tasks = tasks if tasks is not None else self.tasks
+        chosen = tasks if tasks is not None else self.tasks
+        self.tasks = chosen.quarantine(quarantine) if quarantine is not None else chosen
         self.split = split
         self.scheme: RewardScheme = scheme or OutcomeOnly()
         check_levels(self.scheme, self.levels)
@@ -133,6 +136,13 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     def demonstration(self, task: Task, rng: np.random.Generator) -> Sequence[str]:  # noqa: ARG002
         """Return the messages of one demonstration for a supervised warm start; by default the oracle's."""
         return self.oracle(task)
+
+    def attacks(self, task: Task) -> Mapping[str, Submission | Sequence[str]]:  # noqa: ARG002 -- for subclasses
+        """Return attacks on this environment, by name: submissions, or an agent's messages, that must score nothing.
+
+        `agentgym redteam` and `agentgym validate` run them beside those that fit the task's grader.
+        """
+        return {}
 
     def on_text(self, text: str) -> str:  # noqa: ARG002 -- for subclasses
         """Answer a message that calls no tool."""

@@ -25,6 +25,7 @@ Kind = Literal[
     "trackers",
     "policies",
     "trainers",
+    "attacks",
 ]
 _WORDS: dict[Kind, str] = {
     "envs": "environment",
@@ -38,6 +39,7 @@ _WORDS: dict[Kind, str] = {
     "trackers": "tracker",
     "policies": "policy",
     "trainers": "trainer",
+    "attacks": "attack",
 }
 KINDS: tuple[Kind, ...] = tuple(_WORDS)
 Class = TypeVar("Class", bound=type)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from agentgym.errors import TaskError, UnknownNameError
@@ -112,6 +113,17 @@ class TaskSet:
         """Return the first `count` tasks; None keeps all."""
         return TaskSet(self.name, lambda: islice(self, count))
 
+    def quarantine(self, path: str | Path) -> TaskSet:
+        """Leave out the tasks that a quarantine file names, as `agentgym validate --quarantine FILE` writes it.
+
+        The file is YAML: reasons, by the ids of the tasks.
+
+        Raises:
+            TaskError: the file cannot be read, or is of another form.
+        """
+        reasons = read_quarantine(path)
+        return self.filter(lambda task: task.id not in reasons)
+
     @classmethod
     def from_jsonl(
         cls, path: str | Path, parse: Callable[[Mapping[str, Any]], Task] = Task.model_validate, name: str | None = None
@@ -138,6 +150,22 @@ class TaskSet:
     ) -> Self:
         """Generate tasks from consecutive seeds; `generate(seed, difficulty)` must be deterministic."""
         return cls(name, lambda: (generate(seed + index, difficulty) for index in range(count)))
+
+
+def read_quarantine(path: str | Path) -> dict[str, str]:
+    """Return the reasons of a quarantine file, by the ids of the tasks.
+
+    Raises:
+        TaskError: it cannot be read, or is of another form.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TaskError(f"no quarantine file can be read at {path}: {' '.join(str(error).split())}") from error
+    reasons = {} if found is None else found
+    if not isinstance(reasons, dict) or not all(isinstance(one, str) for pair in reasons.items() for one in pair):
+        raise TaskError(f"{path} is no quarantine file; wanted a mapping of task ids to reasons")
+    return reasons
 
 
 def _read_jsonl(file: Path, parse: Callable[[Mapping[str, Any]], Task]) -> Iterator[Task]:
