@@ -130,7 +130,7 @@ def execution(
     words = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
     micros = 0 if timeout is None else max(1, int(timeout * 1e6))
     fixed = _EXEC.pack(flags, micros, head_of(limit), limit // 2, shape[0] << 16 | shape[1], len(argv), len(env))
-    return fixed + b"".join(word.encode() + b"\0" for word in words)
+    return fixed + b"".join(word.encode(errors="surrogateescape") + b"\0" for word in words)
 
 
 def head_of(limit: int) -> int:
