@@ -89,8 +89,10 @@ class Results:
     def verdicts(self, ratios: Iterable[Ratio], systems: Mapping[str, str]) -> Table:
         """Return the table of what is promised and what was measured."""
         table = Table(title="promised", box=box.MARKDOWN)
-        for name, justify in (("ratio of medians", "left"), ("wanted", "right"), ("measured", "right"), ("", "left")):
-            table.add_column(name, justify="right" if justify == "right" else "left")
+        table.add_column("ratio of medians")
+        table.add_column("wanted", justify="right")
+        table.add_column("measured", justify="right")
+        table.add_column("")
         for ratio in ratios:
             if ratio.better[0] in systems and ratio.other[0] in systems:
                 measured = self.ratio(ratio)
