@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentgym.errors import SandboxError, VerifierError
 from agentgym.graders.calls import NoAnswers
@@ -74,6 +74,10 @@ class _Job:
         """Return the repository before the submission."""
         files = {name: text.encode() for name, text in self.task.public.files.items()}
         if self.spec.root is not None:
+            if not self.box.writable_root:
+                raise VerifierError(
+                    f"{self.task.id!r} is judged in its image's {self.spec.root}; add writable_root: true"
+                )
             with self.sandboxes.start(self.box) as box:
                 files = {**box.download(self.spec.root), **files}
             files = {name: data for name, data in files.items() if ".git" not in name.split("/")}
@@ -113,7 +117,7 @@ class _Job:
         given = {name: text.encode() for name, text in self.task.public.files.items()}
         changed = {name: data for name, data in one.files.items() if base.get(name) != data or name in given}
         removed = [name for name in base if name not in one.files and name not in given]
-        smaller = Plan(changed, one.select, one.executable, one.canary, one.messages, removed)
+        smaller = replace(one, files=changed, removed=removed, present=[name for name in base if name in one.files])
         return run(self.sandboxes, self.box, self.spec, smaller)
 
     def try_single(self, base: Tree, found: Candidate, trials: Sequence[Trial]) -> str:

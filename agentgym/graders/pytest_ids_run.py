@@ -91,6 +91,9 @@ class Plan:
     canary: bool = False
     messages: bool = False
     removed: Sequence[str] = ()
+    """What the image has and the tree has not."""
+    present: Sequence[str] = ()
+    """What the image has and the tree has, too."""
 
 
 def run(sandboxes: SandboxBackend, box_spec: SandboxSpec, spec: PytestSpec, plan: Plan) -> Run:
@@ -118,7 +121,7 @@ def _run_in(box: Sandbox, spec: PytestSpec, plan: Plan) -> Run:
         "roots": [root if one == "." else f"{root}/{one}" for one in spec.import_roots],
         "ini": spec.ini,
         "plugins": list(spec.plugins),
-        "conftests": [f"{root}/{name}" for name in files if name.rpartition("/")[2] == "conftest.py"],
+        "conftests": [f"{root}/{name}" for name in (*files, *plan.present) if _is_conftest(name)],
         "files": [*canaries[:1], *dict.fromkeys(one.partition("::")[0] for one in plan.select), *canaries[1:]],
         "select": list(plan.select),
         "canaries": canaries,
@@ -134,6 +137,10 @@ def _run_in(box: Sandbox, spec: PytestSpec, plan: Plan) -> Run:
         output_limit=_LIMIT,
     )
     return _read(result, key, canaries)
+
+
+def _is_conftest(name: str) -> bool:
+    return name.rpartition("/")[2] == "conftest.py"
 
 
 def _read(result: ExecResult, key: bytes, canaries: Sequence[str]) -> Run:

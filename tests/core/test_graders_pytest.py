@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,8 @@ from agentgym import registry
 from agentgym.errors import SandboxError, VerifierError
 from agentgym.graders.pytest_ids import PytestGrader
 from agentgym.graders.pytest_ids_twins import plan
-from agentgym.sandbox import SandboxBackend
+from agentgym.image import ImageSpec
+from agentgym.sandbox import SandboxBackend, SandboxSpec
 from agentgym.task import Hidden, Public, Task
 from agentgym.types import Submission, Trust, Verdict
 
@@ -73,6 +75,34 @@ def calc(files: Mapping[str, str] = BASE, **hidden: Any) -> Task:
 
 def judged(backend: SandboxBackend, files: Mapping[str, str], task: Task | None = None, **data: JsonValue) -> Verdict:
     return PytestGrader().grade(task or calc(), Submission(files=dict(files), data=data), backend)
+
+
+@pytest.mark.docker
+def test_a_repository_in_an_image_is_judged_where_it_is() -> None:
+    docker: SandboxBackend = registry.create("sandboxes", "docker")
+    try:
+        docker.check()
+    except SandboxError as missing:
+        if os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
+            raise
+        pytest.skip(str(missing))
+    files = {f"/testbed/{name}": text or "#\n" for name, text in {**BASE, "calc/gone.py": "1"}.items()}
+    image = ImageSpec(files=files, run=("chown -R 1000:1000 /testbed", "ln -s /etc /testbed/link"))
+    place = SandboxSpec(image=image.name, writable_root=True, workdir="/testbed")
+    gone = "def test_gone():\n    with pytest.raises(ImportError):\n        import calc.gone\n"
+    hidden: dict[str, Any] = {**calc().hidden.data, "root": "/testbed"}
+    hidden["tests"] = {"tests/test_add.py": f"{NEW}\n\n{gone}"}
+    hidden["fail_to_pass"] = [*F2P, "tests/test_add.py::test_gone"]
+    task = Task(id="calc", split="train", public=Public(prompt=""), hidden=Hidden(data=hidden), sandbox=place)
+    try:
+        verdict = judged(docker, RIGHT, task, deleted=["calc/gone.py"])
+        assert (verdict.feedback, verdict.value, verdict.trust) == ("", 1.0, Trust.TWINS)
+        assert judged(docker, RIGHT, task).value == 0.0
+        assert judged(docker, {"calc/core.py": CORE}, task).level == "empty"
+        with pytest.raises(VerifierError, match="add writable_root"):
+            judged(docker, RIGHT, task.model_copy(update={"sandbox": SandboxSpec(image=image.name)}))
+    finally:
+        docker.close()
 
 
 def single(body: str, *ids: str, **hidden: Any) -> Task:
