@@ -33,6 +33,7 @@ Load = Annotated[
 ]
 SandboxName = Annotated[str, typer.Option("--sandbox", help="Where agent code runs, such as docker or docker:warm=8.")]
 Trusted = Annotated[bool, typer.Option("--trusted", help="Run trusted code without isolation if there is none.")]
+Jobs = Annotated[int, typer.Option(min=1, help="How much is done at once.")]
 RunFolder = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--run", help="The run's folder; by default a new one below runs/.", show_default=False),
@@ -103,21 +104,62 @@ def validate(
     env: Env,
     options: Options = None,
     sample: Annotated[Optional[int], typer.Option(min=1, help="Check so many tasks, drawn by --seed.")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Check the first so many tasks.")] = None,  # noqa: UP045
     split: Annotated[Optional[str], typer.Option(help="Check one split only.")] = None,  # noqa: UP045
     json: Annotated[Optional[Path], typer.Option(help="Write the findings to this file too.")] = None,  # noqa: UP045
+    quarantine: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the tasks that fail, with reasons, for the environment's option quarantine=FILE."),
+    ] = None,
+    attacks: Annotated[int, typer.Option(min=0, help="Attacks on each task, other ones each time.")] = 5,
+    jobs: Jobs = 4,
     seed: Seed = 0,
     load: Load = None,
     sandbox: SandboxName = "process",
     trusted: Trusted = False,
 ) -> None:
-    """Check every task: the expert scores 1, ignorance scores 0, nothing hidden shows. Exit code 1 if not.
+    """Check every task: the expert scores 1, ignorance and attacks score 0, nothing hidden shows. Exit code 1 if not.
+
+    Ctrl-C ends it early; what was found until then is shown and written.
 
     Example: `agentgym validate agentgym/Code-v0 --sample 20`
     """
     from agentgym.cli import author
     from agentgym.cli.places import Place
 
-    author.validate(Place(env, options or [], load or [], sandbox, trusted), sample, split, json, seed)
+    place = Place(env, options or [], load or [], sandbox, trusted)
+    chosen, files = author.Chosen(sample, limit, split, seed), author.Written(json, quarantine)
+    author.validate(place, chosen, files, jobs=jobs, attacks=attacks)
+
+
+@app.command()
+def redteam(
+    env: Env,
+    options: Options = None,
+    task: Annotated[Optional[str], typer.Option(help="Attack this task only.")] = None,  # noqa: UP045
+    attack: Annotated[Optional[str], typer.Option(help="Run this attack only.")] = None,  # noqa: UP045
+    harmful: Annotated[
+        bool, typer.Option("--harmful", help="Run what may end everything on this machine too, if nothing isolates it.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Attack so many tasks, drawn by --seed.")] = 3,
+    split: Annotated[Optional[str], typer.Option(help="Of one split only.")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="Write the outcomes to this file too.")] = None,  # noqa: UP045
+    jobs: Jobs = 4,
+    seed: Seed = 0,
+    load: Load = None,
+    sandbox: SandboxName = "process",
+    trusted: Trusted = False,
+) -> None:
+    """Attack an environment in every way that fits its graders, and its author's own. Exit code 1 if one succeeds.
+
+    Example: `agentgym redteam agentgym/Code-v0 --sample 1`
+    """
+    from agentgym.cli import attacking, author
+    from agentgym.cli.places import Place
+
+    place = Place(env, options or [], load or [], sandbox, trusted)
+    wanted = attacking.Wanted(attack, harmful, jobs, json)
+    attacking.run(place, author.Chosen(sample, None, split, seed, task), wanted)
 
 
 @app.command()

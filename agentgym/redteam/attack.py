@@ -13,6 +13,9 @@ from agentgym.task import Task
 from agentgym.tools import Tool
 from agentgym.types import Record, Submission
 
+Danger = Literal["none", "process", "machine"]
+"""What an attack may harm if nothing isolates it: nothing, the process that runs it, or what surrounds that."""
+DANGERS: tuple[Danger, ...] = ("none", "process", "machine")
 Family = Literal["test frameworks", "values", "files and leaks", "resources and protocol"]
 FAMILIES: dict[Family, range] = {
     "test frameworks": range(1, 20),
@@ -37,6 +40,7 @@ class Attack:
     """What the agent says, where there is no submission; it repeats the last."""
     holds_answer: bool = False
     """Whether the right answer is part of it: then a partial value, below 1, is no success."""
+    danger: Danger = "none"
 
     def __post_init__(self) -> None:
         if (self.submission is None) == (self.messages is None):

@@ -15,7 +15,7 @@ from agentgym.errors import AgentFault, AgentgymError, InfrastructureError, Veri
 from agentgym.guidance import RolloutRequest
 from agentgym.policy import ScriptedPolicy
 from agentgym.redteam import answers, episodes, printers, programs, repositories, states
-from agentgym.redteam.attack import Attack, Outcome, Target
+from agentgym.redteam.attack import DANGERS, Attack, Danger, Outcome, Target
 from agentgym.rollout import Limits, Rollouts
 from agentgym.sampling import derive_seed
 from agentgym.task import Task
@@ -36,6 +36,8 @@ _BY_GRADER: dict[str, tuple[Maker, ...]] = {
     "script": (repositories.attacks,),
     "state": (states.attacks,),
 }
+_COMPOSITES = ("all", "any", "first", "weighted")
+_RUN_NOTHING = ("answer", "judge", "state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,28 @@ def target_of(make_env: Make, task: Task, limits: Limits | None = None) -> Targe
     return Target(task=task, gold=seen[-1], graders=_graders(task, own), tools=tools)
 
 
-def attacks_on(target: Target, env: AgentEnv) -> list[Attack]:
+def isolated(env: AgentEnv, target: Target) -> bool:
+    """Whether attacks run where they can do no harm: judged by graders of ours alone, in sandboxes that isolate.
+
+    An environment with a `grade` of its own may run what it judges anywhere, even in this process.
+    """
+    if type(env).grade is not AgentEnv.grade or not target.graders:
+        return False
+    if {*target.graders} <= {*_RUN_NOTHING, *_COMPOSITES}:
+        return True
+    known = {*_BY_GRADER, *_COMPOSITES}
+    return {*target.graders} <= known and "isolation" in env.sandboxes.capabilities
+
+
+def attacks_on(target: Target, env: AgentEnv, danger: Danger | None = None) -> list[Attack]:
     """Return every attack that fits a target: by its graders, else by the shape of what the oracle hands in.
 
     Those of the environment's author, `env.attacks(task)`, and those of entry points in `agentgym.attacks` come last.
+
+    Args:
+        target: what is attacked.
+        env: one of its environments.
+        danger: the worst that an attack may do; by default `machine` where it is isolated, and else `none`.
 
     Raises:
         AgentgymError: two attacks have the same name.
@@ -100,7 +120,8 @@ def attacks_on(target: Target, env: AgentEnv) -> list[Attack]:
             raise AgentgymError(
                 f"two attacks on task {target.task.id!r} are called {one.name!r}; give each its own name"
             )
-    return found
+    worst = danger or ("machine" if isolated(env, target) else "none")
+    return [one for one in found if DANGERS.index(one.danger) <= DANGERS.index(worst)]
 
 
 def run(make_env: Make, target: Target, attack: Attack, limits: Limits | None = None) -> Outcome:

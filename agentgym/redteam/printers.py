@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from agentgym.redteam.attack import Attack, Target
-from agentgym.redteam.programs import EVERYWHERE, FILES, FORGED, NOTHING
+from agentgym.redteam.programs import EVERYWHERE, FILES, FORGED, NOTHING, danger_of
 from agentgym.types import Submission
 
 _READ = """
@@ -78,4 +78,4 @@ def attacks(target: Target) -> Iterator[Attack]:
     else:
         return
     for title, row, tries, text in chosen:
-        yield Attack(title, row, tries, with_code(text))
+        yield Attack(title, row, tries, with_code(text), danger=danger_of(title))

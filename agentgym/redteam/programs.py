@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agentgym.graders.sources import parse
-from agentgym.redteam.attack import Attack, Target
+from agentgym.redteam.attack import Attack, Danger, Target
 
 NOTHING = "def f(*a, **k): return None\n"
 _NAMES = "\nfor _name in {names!r}:\n    globals()[_name] = f\n"
@@ -163,6 +163,26 @@ BODIES: tuple[tuple[str, int, str, str], ...] = (
 """Name, row, what it tries, and the code; `f` stands for whatever the task asks for."""
 
 
+_HARMLESS = frozenset(
+    (
+        *("does nothing", "is a comment", "equals everything", "is a number that equals everything"),
+        *("returns not a number", "returns text that is code", "prints success", "asks its caller"),
+    )
+)
+_HARMFUL = frozenset(
+    (
+        *("writes on every descriptor", "forges report files", "forges reward files later", "plants modules"),
+        *("kills everything", "kills its parent", "forks without end", "fills memory", "ignores its end"),
+        *("floods the output", "prints without end", "counts its runs", "leaves a child"),
+    )
+)
+
+
+def danger_of(name: str) -> Danger:
+    """Return what a program may end or change where nothing isolates it."""
+    return "machine" if name in _HARMFUL else "none" if name in _HARMLESS else "process"
+
+
 def attacks(target: Target) -> Iterator[Attack]:
     """Yield the attacks by code, for a target whose submission is code."""
     if not target.code:
@@ -170,7 +190,8 @@ def attacks(target: Target) -> Iterator[Attack]:
     yield Attack("is empty", 24, "hands in white space", target.with_code("\n"))
     names = list(target.names)
     for name, row, tries, body in BODIES:
-        yield Attack(name, row, tries, target.with_code(body + (_NAMES.format(names=names) if "def f" in body else "")))
+        text = body + (_NAMES.format(names=names) if "def f" in body else "")
+        yield Attack(name, row, tries, target.with_code(text), danger=danger_of(name))
     by_heart = _by_heart(target)
     if by_heart:
         text = by_heart + _NAMES.format(names=names)

@@ -97,10 +97,11 @@ def attacks(target: Target) -> Iterator[Attack]:
         "changes a comment", 28, "the module under test gets a comment", hand_in(touched or {"NOTES": "done\n"})
     )
     for name, row, tries, files in PLANTED:
-        yield Attack(name, row, tries, hand_in({**touched, **files}))
+        yield Attack(name, row, tries, hand_in({**touched, **files}), danger="machine")
     for name, row, tries, code in APPENDED:
         if modules:
-            yield Attack(name, row, tries, hand_in({modules[0]: f"{base[modules[0]]}\n{code}"}))
+            given = hand_in({modules[0]: f"{base[modules[0]]}\n{code}"})
+            yield Attack(name, row, tries, given, danger="machine")
     tests = _tests(target)
     if tests:
         yield Attack(
@@ -133,11 +134,11 @@ def _bad_paths(by_diff: bool) -> Iterator[Attack]:
         ("is git's", ".git/hooks/x"),
     ):
         given = Submission(data={"diff": _diff(path, None, "x\n")}) if by_diff else Submission(files={path: "x\n"})
-        yield Attack(f"a path {name}", 40, f"a file is named {path}", given)
+        yield Attack(f"a path {name}", 40, f"a file is named {path}", given, danger="machine")
     if by_diff:
         for name, mode in (("a symbolic link", "120000"), ("a submodule", "160000"), ("a setuid file", "104755")):
             text = f"diff --git a/x b/x\nnew file mode {mode}\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+/etc/passwd\n"
-            yield Attack(f"is {name}", 40, f"the diff makes {name}", Submission(data={"diff": text}))
+            yield Attack(f"is {name}", 40, f"the diff makes {name}", Submission(data={"diff": text}), danger="machine")
 
 
 def _diff(path: str, old: str | None, new: str) -> str:
