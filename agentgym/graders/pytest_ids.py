@@ -14,7 +14,7 @@ from agentgym.graders.function import clean
 from agentgym.graders.patches import PatchError, Tree, check_tree
 from agentgym.graders.pytest_ids_run import Plan, Run, run
 from agentgym.graders.pytest_ids_spec import Candidate, PytestSpec, candidate, check_base, read_spec
-from agentgym.graders.pytest_ids_twins import Trial, Trials, plan
+from agentgym.graders.pytest_ids_twins import Trial, Trials, plan, unchanged
 from agentgym.sandbox import SandboxBackend, SandboxSpec
 from agentgym.task import Task
 from agentgym.types import Submission, Trust, Verdict
@@ -29,8 +29,8 @@ class PytestGrader:
     """Runs the wanted tests of a repository in fresh sandboxes, whole files first, then single tests beside twins.
 
     The value is 1 only if every wanted test is seen once and plainly passes, every canary fails, and every twin fails.
-    Trust is `twins` where each assertion of each fail-to-pass test has a twin that differs in its expectation only,
-    else `separate`.
+    Trust is `twins` where each assertion of each fail-to-pass test that the agent could not read has a twin that
+    differs in its expectation only, else `separate`.
     """
 
     levels = ("no_submission", "empty", "malformed", "broken", "failed", "passed")
@@ -89,9 +89,14 @@ class _Job:
 
     def trials(self, base: Tree) -> Trials:
         """Return the single tests to try, true ones and twins."""
-        names = [one.partition("::")[0] for one in self.spec.fail_to_pass]
-        sources = {name: base[name].decode("utf-8", "replace") for name in names if name in base} | self.spec.tests
-        return plan(sources, self.spec.fail_to_pass, self.spec.twins, random.SystemRandom())
+        before = self.sources(base)
+        ids, rng = self.spec.fail_to_pass, random.SystemRandom()
+        known = unchanged(ids, before, self.spec.tests)
+        return plan({**before, **self.spec.tests}, ids, self.spec.twins, rng, known)
+
+    def sources(self, base: Tree) -> dict[str, str]:
+        """Return the test files that the agent could read."""
+        return {name: base[name].decode("utf-8", "replace") for name in self.spec.files if name in base}
 
     def judge(self, base: Tree, found: Candidate, trials: Trials, trust: Trust) -> Verdict:
         """Return the verdict on a repository."""
@@ -155,12 +160,8 @@ class _Job:
 
     def explain(self, base: Tree, found: Candidate, failing: Sequence[str]) -> str:
         """Return which wanted tests fail: by name and error if the agent can see them, else by number."""
-        shown = self.task.public.files
-        open_tests = [
-            one
-            for one in failing
-            if (path := one.partition("::")[0]) in shown and self.spec.tests.get(path, shown[path]) == shown[path]
-        ]
+        known = unchanged(failing, self.sources(base), self.spec.tests)
+        open_tests = [one for one in failing if one.partition("[")[0] in known]
         hidden = len(failing) - len(open_tests)
         parts = [f"{hidden} of the hidden tests fail"] if hidden else []
         if open_tests:

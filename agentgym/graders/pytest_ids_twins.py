@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentgym.graders.pytest_ids_assertions import Assertion, assertions
@@ -36,31 +36,58 @@ class Trials:
 
     trials: tuple[Trial, ...]
     by_value: bool
-    """Every assertion of every function has a twin that differs in an expectation, and all of them are tried."""
+    """Every assertion of every function that the agent could not read has a twin that differs in an expectation, and
+    all of them are tried; there is such a function. Who knows a test can tell it from its twin."""
 
 
-def plan(tests: Mapping[str, str], ids: Sequence[str], limit: int, rng: random.Random) -> Trials:
-    """Return the trials of the functions behind some ids, in random order, with at most `limit` twins."""
+def plan(
+    tests: Mapping[str, str], ids: Sequence[str], limit: int, rng: random.Random, known: Collection[str] = ()
+) -> Trials:
+    """Return the trials of the functions behind some ids, in random order, with at most `limit` twins.
+
+    Args:
+        tests: the test files' sources by path.
+        ids: the tests.
+        limit: how many twins there may be.
+        rng: decides their order and their wrong values.
+        known: the functions that the agent could read.
+    """
     functions = list(dict.fromkeys(one.partition("[")[0] for one in ids))
     true: dict[str, Trial] = {}
     twins: list[tuple[bool, Trial]] = []
-    covered = bool(functions)
+    covered = any(one not in known for one in functions)
     for name in functions:
         path, *qualname = name.split("::")
         try:
             source = alone(tests[path], qualname)
         except (KeyError, SyntaxError):  # the function is made elsewhere: by a base class, or while the file runs
-            covered = False
+            covered = covered and name in known
             continue
         true[name] = Trial(path, name, source, must_pass=True)
         found = list(_twins(source, qualname, rng, -(-_FEW // len(functions))))
-        covered = covered and bool(found) and all(by_value for by_value, _ in found)
+        covered = covered and (name in known or all(by_value for by_value, _ in found))
         twins += [(by_value, Trial(path, name, text, must_pass=False)) for by_value, text in found]
     chosen = twins if len(twins) <= limit else rng.sample(twins, limit)
     tried = {one.function for _, one in chosen}
     trials = [*(one for name, one in true.items() if name in tried), *(one for _, one in chosen)]
     rng.shuffle(trials)
     return Trials(tuple(trials), covered and len(chosen) == len(twins))
+
+
+def unchanged(ids: Sequence[str], before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    """Return the functions behind some ids that read the same before and after."""
+    return {one for one in {one.partition("[")[0] for one in ids} if _same(one, before, after)}
+
+
+def _same(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    path, *qualname = name.split("::")
+    if path not in before or before[path] == after.get(path, before[path]):
+        return path in before
+    try:
+        texts = {ast.unparse(find(parse(source), qualname)) for source in (before[path], after[path])}
+    except (KeyError, SyntaxError):
+        return False
+    return len(texts) == 1
 
 
 def alone(source: str, qualname: Sequence[str]) -> str:

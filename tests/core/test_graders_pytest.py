@@ -99,6 +99,9 @@ def test_a_repository_in_an_image_is_judged_where_it_is() -> None:
         assert (verdict.feedback, verdict.value, verdict.trust) == ("", 1.0, Trust.TWINS)
         assert judged(docker, RIGHT, task).value == 0.0
         assert judged(docker, {"calc/core.py": CORE}, task).level == "empty"
+        bare = ImageSpec(run=("rm -r /usr/lib/python3/dist-packages/pytest", *image.run), files=files)
+        with pytest.raises(SandboxError, match="in the sandbox has no pytest: run `apt-get install python3-pytest`"):
+            judged(docker, RIGHT, task.model_copy(update={"sandbox": place.model_copy(update={"image": bare.name})}))
         with pytest.raises(VerifierError, match="add writable_root"):
             judged(docker, RIGHT, task.model_copy(update={"sandbox": SandboxSpec(image=image.name)}))
     finally:
@@ -287,3 +290,19 @@ def test_fewer_twins_than_assertions_lower_the_trust() -> None:
     source = "def test_a():\n" + "".join(f"    assert f({n}) == {n}\n" for n in range(9))
     assert plan({"t.py": source}, ["t.py::test_a"], 9, random.Random(0)).by_value
     assert not plan({"t.py": source}, ["t.py::test_a"], 8, random.Random(0)).by_value
+
+
+def test_twins_of_tests_that_the_agent_can_read_prove_nothing(backend: SandboxBackend) -> None:
+    hidden = "def test_add(): assert add(1, 2) == 3\n"
+    shown = f"from calc.core import add\n{hidden}def test_late(): assert add(2, 2) == 4\n"
+    files = {**BASE, "tests/test_add.py": shown}
+    ids = ["tests/test_add.py::test_add", "tests/test_add.py::test_late"]
+    for tests, trust in (
+        ({}, Trust.SEPARATE),
+        ({"tests/test_add.py": f"{shown}# changed\n"}, Trust.SEPARATE),
+        ({"tests/test_add.py": shown.replace("2, 2) == 4", "2, 3) == 5")}, Trust.TWINS),
+    ):
+        verdict = judged(backend, RIGHT, calc(files, fail_to_pass=ids, tests=tests))
+        assert (verdict.value, verdict.trust) == (1.0, trust)
+        wrong = judged(backend, {"calc/core.py": f"{CORE}#"}, calc(files, fail_to_pass=ids, tests=tests))
+        assert wrong.feedback.startswith("tests/test_add.py::test_add fails: assert -1 == 3")
