@@ -72,4 +72,6 @@ def read(given: Any) -> Language:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise VerifierError(f"a language is described wrongly: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise VerifierError(
+            f"a language is described wrongly: {where}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
