@@ -68,6 +68,10 @@ class RemoteBackend:
         """
         if token is not None and token_file is not None:
             raise ValueError("token and token_file exclude one another; give one of them")
+        if not isinstance(token, str | None):
+            raise ValueError(f"the token must be text, not {type(token).__name__}; quote it, or give token_file")
+        if not patience_s >= 0:
+            raise ValueError(f"patience_s must be 0 or more seconds, not {patience_s}")
         self._url = url or os.environ.get(URL_VARIABLE) or _DEFAULT_URL
         self._token, self._token_file = token, token_file
         self._patience_s = patience_s

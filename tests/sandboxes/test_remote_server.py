@@ -213,6 +213,19 @@ def test_a_slow_client_delays_nobody_and_is_cut_off(serve: Serve, connect: Calla
                 assert b" 408 " in one.recv(1 << 16).partition(b"\r\n")[0]
 
 
+def test_more_than_fits_at_once_waits_outside(serve: Serve, connect: Callable[..., RemoteBackend]) -> None:
+    server = serve("--backend", "process", "--limit", "body_mb=4", "--limit", "pending_mb=4")
+    with connect(server).start(SPEC) as box, ThreadPoolExecutor(8) as pool:
+        data = bytes(3 << 20)
+
+        def send(number: int) -> None:
+            box.write(f"f{number}", data)
+            box.exec("sleep 0.1", stdin=data)
+
+        list(pool.map(send, range(16)))
+        assert box.exec("cat f* | wc -c").stdout.strip() == str(16 * len(data)).encode()
+
+
 def test_a_client_that_reads_nothing_delays_nobody(serve: Serve, connect: Callable[..., RemoteBackend]) -> None:
     server = serve("--backend", "process")
     host, port = server.url.removeprefix("http://").split(":")

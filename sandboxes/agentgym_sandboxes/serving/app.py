@@ -28,6 +28,7 @@ from agentgym_sandboxes.serving.desk import Desk
 from agentgym_sandboxes.serving.leases import GoneError, Lease, Operation
 
 _LONGEST_WAIT_S = 30.0
+_SLOWEST_BYTES_PER_S = 1 << 15
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -141,8 +142,7 @@ class _Paths:
         if operation is None:
             operation = await _submitted(self._desk, lease, request, number)
         else:
-            async for _ in _pieces(self._desk, request):
-                continue
+            await _discard(self._desk, request)
         return await _answer(lease, operation, wait)
 
     async def look(self, request: Request, number: int, wait: float = 0.0) -> Response:
@@ -165,7 +165,10 @@ async def _submitted(desk: Desk, lease: Lease, request: Request, number: int) ->
     """Read a call's body within its bounds and let it wait for its turn."""
     size = _announced(desk, request)
     if not desk.reserve(size):
-        raise Refusal(503, SandboxError("the sandbox server has no room for more requests now; it is asked again"))
+        # Read it, and keep nothing: a client that is cut off while it sends would take that for a broken connection.
+        await _discard(desk, request)
+        sentence = "the sandbox server has no room for more requests now; send fewer at once, or serve with a larger"
+        raise Refusal(503, SandboxError(f"{sentence} limit pending_mb"))
     try:
         body = await _body(desk, request, size)
         try:
@@ -206,19 +209,29 @@ async def _body(desk: Desk, request: Request, size: int) -> bytes:
     return bytes(body)
 
 
+async def _discard(desk: Desk, request: Request) -> None:
+    async for _ in _pieces(desk, request):
+        continue
+
+
 async def _pieces(desk: Desk, request: Request) -> AsyncIterator[bytes]:
+    """Yield a body as it comes; one that stands still, or trickles, is given up."""
+    loop = asyncio.get_running_loop()
     pieces = request.stream()
+    began, seen = loop.time(), 0
     while True:
+        latest = min(loop.time(), began + seen / _SLOWEST_BYTES_PER_S) + desk.limits.stall_s
         try:
-            async with asyncio.timeout(desk.limits.stall_s):
+            async with asyncio.timeout_at(latest):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            sentence = f"the rest of the request did not come within {desk.limits.stall_s:g} s"
+            sentence = f"the request came too slowly: it stood still for {desk.limits.stall_s:g} s, or trickled"
             raise Refusal(408, SandboxError(sentence)) from None
         except ClientDisconnect:
             raise Refusal(400, SandboxError("the connection ended before the request did")) from None
+        seen += len(piece)
         yield piece
 
 

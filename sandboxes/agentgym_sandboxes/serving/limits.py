@@ -31,7 +31,7 @@ class Limits(BaseModel):
     pending_mb: _Count = 1024
     """MB of all requests that arrive, wait or run."""
     stall_s: _Seconds = 20.0
-    """How long the rest of a request may keep the server waiting."""
+    """How long a request may stand still, and how far it may fall behind 32 kB a second."""
     lease_s: _Seconds = 30.0
     """A client that was silent for so long loses its sandboxes."""
     grace_s: _Seconds = 5.0

@@ -109,7 +109,8 @@ def find_token(file: Path | None) -> tuple[str, bool]:
             if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 logger.warning("other users can read the token in %s: chmod 600 mends that", file)
         except (OSError, UnicodeDecodeError) as error:
-            raise SandboxError(f"the token file {file} cannot be read: {error}") from error
+            advice = f"(umask 077; openssl rand -hex 32 > {file})"
+            raise SandboxError(f"the token file {file} cannot be read: {error}; make one with: {advice}") from error
     elif TOKEN_VARIABLE in os.environ:
         token, where = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
     else:
