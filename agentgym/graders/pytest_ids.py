@@ -35,6 +35,16 @@ class PytestGrader:
 
     levels = ("no_submission", "empty", "malformed", "broken", "failed", "passed")
 
+    def check(self, task: Task) -> None:
+        """Refuse a task that could not be judged.
+
+        Raises:
+            VerifierError: the task is malformed.
+        """
+        spec = read_spec(task)
+        if spec.root is None:
+            check_base(task, spec, {name: text.encode() for name, text in task.public.files.items()})
+
     def grade(self, task: Task, submission: Submission, sandboxes: SandboxBackend) -> Verdict:
         """Return the verdict on a diff, or on whole files.
 

@@ -64,6 +64,14 @@ class ScriptGrader:
 
     levels = ("no_submission", "empty", "malformed", "failed", "passed")
 
+    def check(self, task: Task) -> None:
+        """Refuse a task that could not be judged, or that does not say which trust it accepts.
+
+        Raises:
+            VerifierError: the task is malformed.
+        """
+        read_spec(task)
+
     def grade(self, task: Task, submission: Submission, sandboxes: SandboxBackend) -> Verdict:
         """Return the verdict on a diff, or on whole files.
 

@@ -90,6 +90,16 @@ class StateGrader:
     trust = Trust.RPC
     levels = ("no_submission", "empty", "malformed", "unchanged", "failed", "passed")
 
+    def check(self, task: Task) -> None:
+        """Refuse a task that could not be judged, or that doing nothing would solve.
+
+        Raises:
+            VerifierError: the task is malformed, or idle.
+        """
+        spec = read_spec(task)
+        gold = {name: _told(part, "gold") for name, part in spec.parts.items()}
+        _refuse_idle(task, spec, gold, {name: _told(part, "start") for name, part in spec.parts.items()})
+
     def grade(self, task: Task, submission: Submission, sandboxes: SandboxBackend) -> Verdict:
         """Return the verdict on a state export.
 
@@ -167,6 +177,13 @@ def _own(part: Part, name: str, box: SandboxSpec, sandboxes: SandboxBackend) -> 
         with sandboxes.start(box) as reader:
             value = read_script(reader, value)
     return _state(value, part)
+
+
+def _told(part: Part, name: str) -> _State | None:
+    """Return a state as the task tells it; of a database this is its script, which is not run."""
+    if (known := getattr(part, f"{name}_hash")) is not None:
+        return _State(None, known)
+    return _state(getattr(part, name), part) if name in part.model_fields_set else None
 
 
 def _found(name: str, part: Part, submission: Submission, box: SandboxSpec, sandboxes: SandboxBackend) -> _State:

@@ -115,6 +115,10 @@ def single(body: str, *ids: str, **hidden: Any) -> Task:
     return calc(fail_to_pass=names, tests=tests, **hidden)
 
 
+def test_a_sound_task_is_not_refused() -> None:
+    PytestGrader().check(calc())
+
+
 def test_the_right_repository_passes_with_the_trust_of_twins(backend: SandboxBackend) -> None:
     verdict = judged(backend, RIGHT)
     assert (verdict.value, verdict.level, verdict.trust) == (1.0, "passed", Trust.TWINS)
@@ -241,6 +245,8 @@ def test_a_malformed_task_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(VerifierError, match=sentence):
         judged(backend, RIGHT, calc(**hidden))
+    with pytest.raises(VerifierError, match=sentence):
+        PytestGrader().check(calc(**hidden))
 
 
 TWINNED = [

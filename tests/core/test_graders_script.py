@@ -118,6 +118,9 @@ def test_it_is_off_unless_the_task_says_which_trust_it_accepts(backend: SandboxB
     task = Task(id="add", split="train", public=Public(prompt=""), hidden=Hidden(data={"command": ["true"]}))
     with pytest.raises(VerifierError, match="name the trust"):
         ScriptGrader().grade(task, Submission(files=RIGHT), backend)
+    with pytest.raises(VerifierError, match="name the trust"):
+        ScriptGrader().check(task)
+    ScriptGrader().check(task.model_copy(update={"hidden": Hidden(data={"command": ["true"], "trust": "separate"})}))
 
 
 def test_a_program_that_only_the_submission_misses_is_its_own_fault(backend: SandboxBackend) -> None:

@@ -196,6 +196,14 @@ def test_a_malformed_task_is_refused_in_a_sentence(
         judged(backend, task(**data), "x", db=1)
 
 
+@pytest.mark.parametrize("kind", ["json", "sqlite"])
+def test_an_idle_task_is_refused_before_anything_runs(kind: str) -> None:
+    states = (SQL, SQL_GOLD) if kind == "sqlite" else (START, GOLD)
+    StateGrader().check(task(parts={"db": {"kind": kind, "start": states[0], "gold": states[1]}}))
+    with pytest.raises(VerifierError, match="doing nothing would solve"):
+        StateGrader().check(task(parts={"db": {"kind": kind, "start": states[0], "gold": states[0]}}))
+
+
 FLOATS = st.floats(allow_nan=False).map(lambda value: value + 0.0)  # no negative zero: it equals zero
 
 
