@@ -230,8 +230,9 @@ static void give_up(int code) {
 }
 
 static void set_times(int folder, const char *name, int64_t time_ns) {
-    int64_t ns = (time_ns % BILLION + BILLION) % BILLION; /* also before 1970 */
-    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {(time_ns - ns) / BILLION, ns}};
+    int64_t seconds = time_ns / BILLION, ns = time_ns % BILLION;
+    if (ns < 0) seconds--, ns += BILLION; /* before 1970 */
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {seconds, ns}};
     if (time_ns && utimensat(folder, name, times, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM) give_up(errno);
 }
 
