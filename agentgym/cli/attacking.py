@@ -100,9 +100,12 @@ def _run_all(make_env: Callable[[], AgentEnv], place: Place, jobs: Sequence[_Job
 
         pool = ThreadPoolExecutor(at_once, thread_name_prefix="episode-redteam")
         try:
-            return list(pool.map(one, jobs))
-        finally:
+            found = list(pool.map(one, jobs))
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+        return found
 
 
 def _apart(place: Place, job: _Job) -> Outcome:

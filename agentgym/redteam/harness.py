@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentgym import registry
@@ -109,7 +109,7 @@ def attacks_on(target: Target, env: AgentEnv, danger: Danger | None = None) -> l
     for name in target.graders:
         makers |= dict.fromkeys(_BY_GRADER.get(name, ()))
     makers = makers or dict.fromkeys(_by_shape(target))
-    found = [one for maker in makers for one in maker(target)]
+    found = _numbered(one for maker in makers for one in maker(target))
     found += episodes.attacks(target)
     found += [_own(name, given) for name, given in env.attacks(target.task).items()]
     for name in registry.names("attacks"):
@@ -153,6 +153,16 @@ def chosen(attacks: Sequence[Attack], count: int | None, turn: int) -> list[Atta
     if count is None or count >= len(attacks):
         return list(attacks)
     return [attacks[(turn * count + index) % len(attacks)] for index in range(count)]
+
+
+def _numbered(attacks: Iterable[Attack]) -> list[Attack]:
+    """Return attacks of several kinds with names of their own."""
+    times: dict[str, int] = {}
+    found = []
+    for one in attacks:
+        times[one.name] = count = times.get(one.name, 0) + 1
+        found.append(one if count == 1 else replace(one, name=f"{one.name} ({count})"))
+    return found
 
 
 def _graders(task: Task, own: str | None) -> tuple[str, ...]:
