@@ -264,9 +264,10 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         calls: tuple[ToolCall, ...] = message.tool_calls
         problems: tuple[str, ...] = ()
         if not calls:
-            parsed = parse_calls(message.content, self.tools)
+            parsed = parse_calls(message.content, self.tools, message.call_format)
             calls, problems = parsed.calls, parsed.problems
-        self.emit("malformed", float(len(problems) or not calls))
+        unread = len(problems) + sum(bool(one.problem) for one in calls)
+        self.emit("malformed", float(unread or not calls))
         observation = [Message(role="user", content=f"error: {one}") for one in problems]
         if not calls and not problems:
             observation.append(Message(role="user", content=self._cut(self.on_text(message.content))))
@@ -283,6 +284,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         return tuple(observation), submission
 
     def _call(self, call: ToolCall) -> tuple[str, bool, Submission | None]:
+        if call.problem:
+            return f"error: {call.problem}", False, None
         if call.name not in self.tools:
             return f"error: {UnknownNameError('tool', call.name, self.tools)}", False, None
         one = self.tools[call.name]

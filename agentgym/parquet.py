@@ -72,7 +72,7 @@ def _parquet() -> Any:
 
 def _schema(pa: Any) -> Any:
     text, whole, real = pa.string(), pa.int64(), pa.float64()
-    call = pa.struct([("name", text), ("arguments", text), ("id", text)])
+    call = pa.struct([("name", text), ("arguments", text), ("id", text), ("problem", text)])
     message = pa.struct(
         [
             ("role", text),
@@ -81,6 +81,7 @@ def _schema(pa: Any) -> Any:
             ("tool_call_id", text),
             ("name", text),
             ("guidance", text),
+            ("call_format", text),
         ]
     )
     named = pa.list_(pa.struct([("name", text), ("value", real)]))
@@ -116,6 +117,7 @@ def _schema(pa: Any) -> Any:
             ("kinds", pa.list_(pa.int8())),
             ("logprobs", pa.list_(real)),
             ("turns", pa.list_(pa.int32())),
+            ("forks", pa.list_(pa.int32())),
         ]
     )
     return pa.schema(
@@ -180,7 +182,7 @@ def _row(one: Trajectory) -> Row:
 
 def _from_message(message: Message) -> Row:
     # Arguments are JSON text: one column type holds whatever a tool takes.
-    calls = [{"name": one.name, "arguments": json.dumps(one.arguments), "id": one.id} for one in message.tool_calls]
+    calls = [{**one.model_dump(), "arguments": json.dumps(one.arguments)} for one in message.tool_calls]
     return {**message.model_dump(exclude={"tool_calls"}), "tool_calls": calls}
 
 

@@ -21,6 +21,9 @@ class TokenKind(IntEnum):
 class TokenBuffer:
     """Token ids with, for each, its kind, the logprob it was sampled with, and its turn; all of length L.
 
+    Where a chat template rewrites what came before, the buffer forks: the rewritten context follows as a row of its
+    own, in which nothing that was sampled earlier counts as sampled again.
+
     Logprobs are natural logarithms under the distribution that was sampled from, 0.0 where nothing was sampled.
     The prompt belongs to turn 0; an observation belongs to the turn of the action that caused it.
     """
@@ -29,6 +32,8 @@ class TokenBuffer:
     kinds: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
+    forks: list[int] = field(default_factory=list)
+    """Where rows after the first begin."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,6 +49,29 @@ class TokenBuffer:
         if len(ids) != len(logprobs):
             raise ValueError(f"wanted one logprob per sampled token, found {len(ids)} ids and {len(logprobs)} logprobs")
         self._append(ids, logprobs, turn, TokenKind.SAMPLED)
+
+    def fork(self) -> None:
+        """Begin a new row: what is appended from here on is read without anything before."""
+        self.forks.append(len(self.ids))
+
+    @property
+    def context(self) -> list[int]:
+        """What the model reads: the ids of the last row."""
+        return self.ids[self.forks[-1] :] if self.forks else self.ids
+
+    def rows(self) -> list[TokenBuffer]:
+        """Return one buffer per row; each sampled token is in exactly one of them.
+
+        >>> buffer = TokenBuffer([1, 2], [0, 1], [0.0, -0.5], [0, 0])
+        >>> buffer.fork()
+        >>> buffer.append_text([1, 3], turn=0)
+        >>> [row.ids for row in buffer.rows()]
+        [[1, 2], [1, 3]]
+        """
+        if not self.forks:
+            return [self]
+        edges = zip([0, *self.forks], [*self.forks, len(self.ids)], strict=True)
+        return [TokenBuffer(self.ids[a:b], self.kinds[a:b], self.logprobs[a:b], self.turns[a:b]) for a, b in edges]
 
     def _append(self, ids: Sequence[int], logprobs: Sequence[float], turn: int, kind: TokenKind) -> None:
         if self.turns and turn < self.turns[-1]:
@@ -83,4 +111,5 @@ class TokenBuffer:
             list(compress(self.kinds, keep)),
             list(compress(self.logprobs, keep)),
             list(compress(self.turns, keep)),
+            [sum(keep[:place]) for place in self.forks],
         )

@@ -30,6 +30,8 @@ class ToolCall(Record):
     name: str
     arguments: dict[str, JsonValue] = {}
     id: str = ""
+    problem: str = ""
+    """Why its arguments could not be read, if so: told to the assistant in place of a result."""
 
 
 class Message(Record):
@@ -42,6 +44,8 @@ class Message(Record):
     name: str | None = None
     guidance: str = ""
     """Hint text shown after `content`, tokenised apart, so that the train context can leave it out exactly."""
+    call_format: str | None = None
+    """How `content` writes tool calls, one of `toolcalls.FORMATS`; None where its author is not known for one way."""
 
     @field_validator("content", "guidance")
     @classmethod

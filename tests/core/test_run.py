@@ -49,11 +49,13 @@ messages = st.builds(
     role=st.sampled_from(["system", "user", "assistant", "tool"]),
     content=words,
     tool_calls=st.lists(
-        st.builds(ToolCall, name=names, arguments=st.dictionaries(words, data, max_size=2), id=words), max_size=2
+        st.builds(ToolCall, name=names, arguments=st.dictionaries(words, data, max_size=2), id=words, problem=words),
+        max_size=2,
     ).map(tuple),
     tool_call_id=st.none() | words,
     name=st.none() | words,
     guidance=words,
+    call_format=st.none() | words,
 )
 turns = st.builds(
     Turn,
@@ -88,6 +90,8 @@ def buffers(draw: st.DrawFn) -> TokenBuffer:
         buffer.append_text(ids, turn, kind)
         logprobs = st.floats(max_value=0.0, allow_nan=False)
         buffer.append_sampled(ids, draw(st.lists(logprobs, min_size=len(ids), max_size=len(ids))), turn)
+        if draw(st.booleans()):
+            buffer.fork()
     return buffer
 
 

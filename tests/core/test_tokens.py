@@ -40,6 +40,26 @@ def test_removing_guidance_removes_nothing_else(parts: list[tuple[TokenKind, lis
     assert not found.guided
 
 
+@given(parts=pieces, forks=st.sets(st.integers(0, 7)))
+def test_rows_cut_the_buffer_at_its_forks_and_lose_or_repeat_nothing(
+    parts: list[tuple[TokenKind, list[int]]], forks: set[int]
+) -> None:
+    whole, rows, buffer = built(parts), [TokenBuffer()], TokenBuffer()
+    for turn, (kind, ids) in enumerate(parts):
+        if turn in forks:
+            buffer.fork()
+            rows.append(TokenBuffer())
+        for one in (buffer, rows[-1]):
+            if kind is TokenKind.SAMPLED:
+                one.append_sampled(ids, [-0.5 * item for item in ids], turn)
+            else:
+                one.append_text(ids, turn, kind)
+    assert buffer.rows() == rows
+    assert buffer.context == rows[-1].ids
+    assert (buffer.ids, sum(row.sampled_count for row in rows)) == (whole.ids, whole.sampled_count)
+    assert buffer.without_guidance().rows() == [row.without_guidance() for row in rows]
+
+
 def test_sampled_tokens_cannot_be_appended_without_logprobs() -> None:
     buffer = TokenBuffer()
     with pytest.raises(ValueError, match="use append_sampled"):
