@@ -37,6 +37,11 @@ flush()
 """
 
 
+@pytest.fixture
+def backend(anywhere: SandboxBackend) -> SandboxBackend:
+    return anywhere
+
+
 def by_git(box: Sandbox, diff: str) -> None:
     box.exec("git init -q; git apply --unidiff-zero /tmp/the.diff", cwd=f"{box.workdir}/r", timeout=20)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 import pytest
 
-from agentgym import registry
-from agentgym.errors import SandboxError
 from agentgym.graders.pytest_ids import PytestGrader
 from agentgym.graders.pytest_ids_run import Plan, run
 from agentgym.graders.pytest_ids_spec import collect, read_spec
@@ -75,21 +72,13 @@ ROOT = "repository"
 PYTEST = "/usr/bin/python3 -m pytest -v -p no:cacheprovider -o console_output_style=classic tests"
 
 
-@pytest.fixture(scope="module", params=["process", pytest.param("docker", marks=pytest.mark.docker)])
-def backend(request: pytest.FixtureRequest) -> Iterator[SandboxBackend]:
+@pytest.fixture(scope="module")
+def backend(anywhere: SandboxBackend) -> SandboxBackend:
     """Return a place whose python3 has pytest."""
-    found: SandboxBackend = registry.create("sandboxes", request.param)
-    try:
-        found.check()
-        with found.start(SandboxSpec()) as box:
-            if not box.exec(["/usr/bin/python3", "-c", "import pytest"]).ok:
-                pytest.skip("no pytest in the sandbox: run `apt-get install python3-pytest`")
-    except SandboxError as missing:
-        if request.param == "docker" and os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
-            raise
-        pytest.skip(str(missing))
-    yield found
-    found.close()
+    with anywhere.start(SandboxSpec()) as box:
+        if not box.exec(["/usr/bin/python3", "-c", "import pytest"]).ok:
+            pytest.skip("no pytest in the sandbox: run `apt-get install python3-pytest`")
+    return anywhere
 
 
 Naive = Callable[[Sandbox], bool]

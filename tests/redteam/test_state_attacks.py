@@ -23,6 +23,11 @@ BASE = "CREATE TABLE base (id INTEGER PRIMARY KEY, status TEXT); INSERT INTO bas
 ROWS = [(1, "paid")]
 
 
+@pytest.fixture
+def backend(anywhere: SandboxBackend) -> SandboxBackend:
+    return anywhere
+
+
 def made(folder: Path, script: str) -> bytes:
     file = folder / "made.db"
     file.unlink(missing_ok=True)
