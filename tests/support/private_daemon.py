@@ -59,7 +59,9 @@ class PrivateDaemon:
             [
                 *("dockerd", "--containerd", self._socket),
                 *("--data-root", f"{self._folder}/data", "--exec-root", f"{self._folder}/exec"),
-                *("--pidfile", f"{self._folder}/pid", "--host", self.url, "--bridge", "none", "--iptables=false"),
+                *("--pidfile", f"{self._folder}/pid", "--host", self.url),
+                # Not `--bridge none`: that would remove docker0, on which the machine's own daemon depends.
+                *("--iptables=false", "--ip-masq=false", "--ip-forward=false"),
                 *("--config-file", f"{self._folder}/daemon.json"),
                 *self._options,
             ]
