@@ -24,9 +24,9 @@ _MOST_UNHEARD = 64 << 20
 """How much background jobs may print while no command runs, until they must wait for the next."""
 # One line, so that the shell has read all of it before any of it runs. `command` keeps a syntax error from ending the
 # shell. The word that proves that the command is over is new each time, goes over a descriptor that the command lacks,
-# and is in no variable.
+# and is in no variable. The first line ends what a syntax error before has left in a parser.
 _COMMAND = (
-    "{{ command eval {script}; }} </dev/null 3>&-; "
+    "\n{{ command eval {script}; }} </dev/null 3>&-; "
     "{{ \\command printf '{word}%s\\n' \"$?\"; \\command pwd || :; \\command printf {word}; export -p; "
     "\\command printf '{word}\\n'; }} >&3 2>/dev/null\n"
 )

@@ -132,6 +132,17 @@ def test_a_background_process_lives_on_until_the_next_command(backend: DockerBac
 
 
 @needs_daemon
+def test_a_command_that_ends_just_as_it_is_killed_takes_no_other_with_it(backend: DockerBackend) -> None:
+    with backend.start(SandboxSpec()) as box:
+        box.exec("sleep 3600 >/dev/null 2>&1 & echo $! > pid")
+        for i in range(100):
+            with box.terminal(["sleep", f"0.00{i % 10}"]):
+                time.sleep(0.0005 * (i % 12))
+            box.exec(["sleep", "0.01"], timeout=0.010 + 0.0005 * (i % 8))
+        assert box.exec("kill -0 $(cat pid)").ok
+
+
+@needs_daemon
 def test_processes_that_use_up_the_limit_do_not_keep_the_next_command_from_starting(backend: DockerBackend) -> None:
     fill = """
 import os, time

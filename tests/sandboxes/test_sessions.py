@@ -305,6 +305,32 @@ def test_closing_a_session_kills_all_that_it_ever_started(
     assert box.exec("echo alive").stdout == b"alive\n"
 
 
+@pytest.mark.parametrize("name", ["bash", "busybox"])
+def test_any_posix_shell_will_do(backend: SandboxBackend, name: str) -> None:
+    if not {"session", "user", "writable_root"} <= backend.capabilities:
+        pytest.skip(f"the {backend.name!r} sandbox cannot replace /bin/sh")
+    with backend.start(SandboxSpec(memory_mb=256, writable_root=True)) as box:
+        box.upload(carried(name))
+        box.exec("chmod 755 carried/run-*")
+        replaced = box.exec(
+            f"cp carried/{name} /bin/{name} && chmod 755 /bin/{name}; ln -sf {name} /bin/sh", user="root"
+        )
+        assert box.exec("true").ok, replaced.output
+        box.write("guess.py", GUESS.encode())
+        with box.shell() as shell:
+            shell.run("mkdir 'a b'; cd 'a b'; x=1; export y='2\n\"3'; f() { echo f$1; }")
+            assert said(shell.run('pwd; echo $x "$y"; f 4')) == (0, f'{box.workdir}/a b\n1 2\n"3\nf4\n', "")
+            assert shell.run("python3 ../guess.py; :").stdout == b"0\n"
+            for nonsense in ("echo 'open", "if true; then", "}", "echo $("):
+                assert shell.run(nonsense).exit_code not in (0, None)
+                assert said(shell.run("echo $x")) == (0, "1\n", "")
+            for fatal, code in (("exit 3", 3), ("kill -9 $$", 137), ("set -e; false", 1), ("exec sh -c 'exit 5'", 5)):
+                assert shell.run(fatal).exit_code == code
+                assert said(shell.run('pwd; echo "$y"')) == (0, f'{box.workdir}/a b\n2\n"3\n', "")
+            assert shell.run("cat; sleep 60", timeout=0.5).timed_out
+            assert said(shell.run("pwd")) == (0, f"{box.workdir}/a b\n", "")
+
+
 # ---- terminals ----
 
 
