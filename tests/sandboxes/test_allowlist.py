@@ -19,10 +19,10 @@ from carried import carried
 from loopback_servers import PAYLOAD, Server, certificates, http_server, raw_server
 
 from agentgym.errors import CapabilityError, SandboxError
-from agentgym.sandbox import Sandbox, SandboxSpec
+from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 from agentgym_sandboxes.docker import DockerBackend
 
-pytestmark = pytest.mark.docker
+needs_daemon = pytest.mark.docker
 HASHED = f"{len(PAYLOAD)} {hashlib.sha256(PAYLOAD).hexdigest()}"
 
 
@@ -44,7 +44,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[DockerBackend]:
+def docker() -> Iterator[DockerBackend]:
     made = DockerBackend(run="test")
     try:
         made.check()
@@ -62,21 +62,23 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[bytes, S
 
 
 @pytest.fixture
-def world(backend: DockerBackend, servers: tuple[bytes, Server, Server]) -> Iterator[World]:
+def world(docker: DockerBackend, servers: tuple[bytes, Server, Server]) -> Iterator[World]:
     authority, plain, tls = servers
     plain.requests.clear()
     tls.requests.clear()
     allow = (f"plain.test:{plain.server_port}=127.0.0.1", f"tls.test:{tls.server_port}=127.0.0.1", "*.example.org")
-    with backend.start(SandboxSpec(network="allowlist", allow=allow)) as box:
+    with docker.start(SandboxSpec(network="allowlist", allow=allow)) as box:
         box.write("/tmp/ca.pem", authority)
         yield World(box, plain, tls)
 
 
-def test_a_malformed_list_is_refused_before_anything_starts(backend: DockerBackend) -> None:
+@needs_daemon
+def test_a_malformed_list_is_refused_before_anything_starts(docker: DockerBackend) -> None:
     with pytest.raises(CapabilityError, match=r"'https://pypi\.org'"):
-        backend.start(SandboxSpec(network="allowlist", allow=("https://pypi.org",)))
+        docker.start(SandboxSpec(network="allowlist", allow=("https://pypi.org",)))
 
 
+@needs_daemon
 def test_the_standard_librarys_client_fetches_and_sends_over_http_and_tls(world: World) -> None:
     script = """
 import hashlib, urllib.request
@@ -91,6 +93,7 @@ for base in (plain, tls):
     assert all(len(PAYLOAD) < one.bytes < 1.1 * len(PAYLOAD) for one in contacts)
 
 
+@needs_daemon
 def test_curl_understands_the_proxy_and_its_refusal(world: World) -> None:
     world.box.upload(carried("curl"))
     fetch = ["sh", "carried/run-curl", "--cacert", "/tmp/ca.pem", "-sS", "--max-time", "30"]
@@ -105,6 +108,7 @@ def test_curl_understands_the_proxy_and_its_refusal(world: World) -> None:
     assert shown.startswith(b"agentgym: not-listed.net:80 is not among the allowed hosts: plain.test:")
 
 
+@needs_daemon
 def test_pip_installs_a_package_from_a_listed_index(world: World) -> None:
     spec = importlib.util.find_spec("pip")
     if spec is None or not spec.submodule_search_locations:
@@ -122,6 +126,7 @@ def test_pip_installs_a_package_from_a_listed_index(world: World) -> None:
     )
 
 
+@needs_daemon
 def test_fifty_connections_at_once_are_kept_apart(world: World) -> None:
     script = """
 import concurrent.futures, urllib.request
@@ -135,6 +140,7 @@ with concurrent.futures.ThreadPoolExecutor(50) as pool:
     assert len(world.box.contacts()) == 100
 
 
+@needs_daemon
 def test_a_host_that_is_not_listed_is_refused_readably_and_counted(world: World) -> None:
     script = """
 import urllib.request
@@ -155,6 +161,7 @@ for url in ("https://not-listed.net/", "http://not-listed.net/", "http://169.254
     assert world.plain.requests == []
 
 
+@needs_daemon
 @pytest.mark.parametrize("address", ["169.254.169.254", "172.17.0.1", "1.1.1.1", "fe80::1", "2606:4700::1111"])
 def test_nothing_can_be_reached_but_through_the_proxy(world: World, address: str) -> None:
     script = f"""
@@ -172,6 +179,7 @@ print([name for _, name in socket.if_nameindex()])
     assert "eth" not in interfaces
 
 
+@needs_daemon
 @pytest.mark.parametrize(
     "host",
     [
@@ -198,6 +206,7 @@ for asked in ("CONNECT {host}:{port}", "GET http://{host}:{port}/"):
     assert world.plain.requests == []
 
 
+@needs_daemon
 def test_names_cannot_be_resolved_in_the_sandbox_and_need_not_be(world: World) -> None:
     script = """
 import socket
@@ -209,6 +218,7 @@ except OSError:
     assert world.python(script) == "no resolver"
 
 
+@needs_daemon
 def test_servers_in_the_sandbox_itself_are_reached_without_the_proxy(world: World) -> None:
     script = """
 import http.server, threading, urllib.request
@@ -224,6 +234,7 @@ print(urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/").read().d
     assert world.box.contacts() == ()
 
 
+@needs_daemon
 def test_another_users_programs_and_shells_find_the_proxy_too(world: World) -> None:
     fetch = f"python3 -c 'import urllib.request as u; print(u.urlopen(\"{world.plain_url}/x\").status)'"
     assert world.box.exec(fetch, user="root").stdout == b"200\n"
@@ -231,6 +242,7 @@ def test_another_users_programs_and_shells_find_the_proxy_too(world: World) -> N
         assert shell.run(fetch).stdout == b"200\n"
 
 
+@needs_daemon
 def test_connections_that_nobody_uses_do_not_keep_commands_from_running(world: World) -> None:
     script = """
 import socket
@@ -252,7 +264,8 @@ time.sleep(60)
 """
 
 
-def test_closing_the_sandbox_in_mid_transfer_ends_the_connection_to_the_server(backend: DockerBackend) -> None:
+@needs_daemon
+def test_closing_the_sandbox_in_mid_transfer_ends_the_connection_to_the_server(docker: DockerBackend) -> None:
     began, ended = threading.Event(), threading.Event()
 
     def pour(connection: socket.socket) -> None:
@@ -266,7 +279,7 @@ def test_closing_the_sandbox_in_mid_transfer_ends_the_connection_to_the_server(b
 
     with raw_server(pour) as port, ExitStack() as stack:
         spec = SandboxSpec(network="allowlist", allow=(f"raw.test:{port}=127.0.0.1",))
-        box = stack.enter_context(backend.start(spec))
+        box = stack.enter_context(docker.start(spec))
         failed: list[BaseException] = []
 
         def run() -> None:
@@ -290,18 +303,39 @@ def test_closing_the_sandbox_in_mid_transfer_ends_the_connection_to_the_server(b
         assert contact.bytes > 0
 
 
-def test_a_fork_has_a_proxy_of_its_own(world: World, backend: DockerBackend) -> None:
+@needs_daemon
+def test_a_fork_has_a_proxy_of_its_own(world: World, docker: DockerBackend) -> None:
     fetch = "import urllib.request; print(urllib.request.urlopen(plain + '/x').status)"
     world.python(fetch)
     snapshot = world.box.snapshot()
-    with backend.fork(snapshot) as twin:
+    with docker.fork(snapshot) as twin:
         assert World(twin, world.plain, world.tls).python(fetch) == "200"
         assert len(twin.contacts()) == len(world.box.contacts()) == 1
-    backend.drop(snapshot)
+    docker.drop(snapshot)
 
 
-def test_other_networks_have_no_proxy(backend: DockerBackend) -> None:
-    with backend.start(SandboxSpec()) as box:
+def test_every_backend_lets_listed_hosts_be_reached_and_tells_of_it_or_refuses(backend: SandboxBackend) -> None:
+    with http_server() as server:
+        spec = SandboxSpec(network="allowlist", allow=(f"plain.test:{server.server_port}=127.0.0.1",))
+        if "network_allowlist" not in backend.capabilities:
+            with pytest.raises(CapabilityError, match="no 'network_allowlist'"):
+                backend.start(spec)
+            return
+        fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status)"
+        with backend.start(spec) as box:
+            url = f"http://plain.test:{server.server_port}/x"
+            assert box.exec(["python3", "-c", fetch, url]).stdout == b"200\n"
+            assert not box.exec(["python3", "-c", fetch, "http://not-listed.net/"]).ok
+            reached, refused = box.contacts()
+    assert (reached.host, reached.port, reached.allowed, reached.reason) == ("plain.test", server.server_port, True, "")
+    assert reached.bytes > 100
+    assert (refused.host, refused.port, refused.allowed, refused.bytes) == ("not-listed.net", 80, False, 0)
+    assert "not among the allowed hosts" in refused.reason
+
+
+@needs_daemon
+def test_other_networks_have_no_proxy(docker: DockerBackend) -> None:
+    with docker.start(SandboxSpec()) as box:
         assert b"_proxy=" not in box.exec("env").stdout.lower()
         assert box.contacts() == ()
 

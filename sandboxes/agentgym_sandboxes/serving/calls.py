@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -131,6 +132,14 @@ class _Contacts(_Call):
         return [asdict(one) for one in tenant.sandbox(self.sandbox).contacts()]
 
 
+class _Contacts(_Call):
+    call: Literal["contacts"]
+    sandbox: str
+
+    def run(self, tenant: Tenant) -> list[dict[str, Any]]:
+        return [asdict(one) for one in tenant.sandbox(self.sandbox).contacts()]
+
+
 class _Snapshot(_Call):
     call: Literal["snapshot"]
     sandbox: str
@@ -233,7 +242,7 @@ class _CloseSession(_Call):
 
 
 Call = (
-    _Accept | _Start | _Fork | _Drop | _Exec | _Read | _Upload | _Download | _Snapshot | _Close | _OpenShell
+    _Accept | _Start | _Fork | _Drop | _Exec | _Read | _Upload | _Download | _Contacts | _Snapshot | _Close | _OpenShell
     | _OpenTerminal | _RunInShell | _Type | _Look | _Resize | _CloseSession
 )  # fmt: skip
 _CALLS: TypeAdapter[Call] = TypeAdapter(Annotated[Call, Field(discriminator="call")])
