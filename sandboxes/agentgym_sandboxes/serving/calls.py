@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -122,14 +121,6 @@ class _Download(_Call):
         tenant.limits.refuse_answer("max_bytes", self.max_bytes)
         box = tenant.sandbox(self.sandbox)
         return box.download(self.path, max_files=self.max_files, max_bytes=self.max_bytes)
-
-
-class _Contacts(_Call):
-    call: Literal["contacts"]
-    sandbox: str
-
-    def run(self, tenant: Tenant) -> list[dict[str, Any]]:
-        return [asdict(one) for one in tenant.sandbox(self.sandbox).contacts()]
 
 
 class _Contacts(_Call):
