@@ -26,7 +26,7 @@ def ps(backends: Sequence[str]) -> None:
     """Print a table of the sandboxes of every run."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("sandbox", "backend", "run", "owner", "age", "ends in", "state", "memory"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title not in ("run", "owner"))
     for name, found in _ask(backends, "asking {}", lambda upkeep: upkeep.inventory()):
         for kept in sorted(found, key=lambda one: one.created or 0):
             table.add_row(kept.name, name, *map(Text, _cells(kept)))

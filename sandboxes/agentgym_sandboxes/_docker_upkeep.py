@@ -18,6 +18,7 @@ from agentgym_sandboxes._base_image import bootstrap, build_upon
 from agentgym_sandboxes._daemon import reach
 from agentgym_sandboxes._diagnosis import diagnose
 from agentgym_sandboxes._docker_host import knock
+from agentgym_sandboxes._proxy_rules import GIVEN
 
 _HELPER_S = 600
 """A container that only fills a volume lives for seconds; one that is this old was left behind."""
@@ -39,7 +40,13 @@ class DockerUpkeep:
     def collect(self, *, images: bool = False, expired: bool = False, dry_run: bool = False) -> Sequence[Decision]:
         """Remove what provably has no living owner; see `agentgym.upkeep.Upkeep`."""
         with _client() as (api, info):
-            plans = [*_container_plans(api, expired), *_snapshot_plans(api), *_volume_plans(api, info)]
+            behind_proxy = GIVEN in info  # which shows neither images nor volumes, and lets nobody make any
+            if images and behind_proxy:
+                raise SandboxError(
+                    "images cannot be removed through the socket proxy: ask where Docker's own socket is"
+                )
+            plans = [*_container_plans(api, expired)]
+            plans += [] if behind_proxy else [*_snapshot_plans(api), *_volume_plans(api, info)]
             decisions = [_settle(api, kept, reason, why_not, dry_run) for kept, reason, why_not in plans]
             if images:  # last: what used them may just have gone
                 decisions += [_settle(api, *plan, dry_run) for plan in _image_plans(api)]

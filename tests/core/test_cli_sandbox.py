@@ -365,6 +365,23 @@ def test_what_agentgym_did_not_make_or_cannot_judge_stays(shell: Shell, api: Any
 
 
 @pytest.mark.docker
+def test_a_run_outlives_the_removal_of_what_its_sandboxes_are_started_with(api: Any) -> None:
+    from private_daemon import IMAGE
+
+    from agentgym_sandboxes.docker import DockerBackend
+
+    backend = DockerBackend(image=IMAGE)
+    try:
+        for _ in range(2):
+            with backend.start(SandboxSpec(memory_mb=32)) as box:
+                assert box.exec("true").ok
+            for volume in api.volumes(filters={"label": "agentgym.supervisor"})["Volumes"]:
+                api.remove_volume(volume["Name"])
+    finally:
+        backend.close()
+
+
+@pytest.mark.docker
 def test_images_of_tasks_go_only_when_asked_for_and_unused(shell: Shell, api: Any) -> None:
     from private_daemon import IMAGE
 
