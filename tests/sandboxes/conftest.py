@@ -114,6 +114,14 @@ def box(backend: SandboxBackend) -> Iterator[Sandbox]:
         yield sandbox
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A server of process sandboxes for tests that do not end or fill it."""
+    started = Server.start("--backend", "process")
+    yield started
+    started.stop()
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     """Start sandbox servers with these arguments, which end with the test."""

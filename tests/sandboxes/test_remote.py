@@ -163,15 +163,14 @@ def test_a_start_that_was_given_up_is_undone(cable: Cable, connect: Connect) -> 
 
 
 def test_a_long_command_is_waited_for_in_many_short_requests(
-    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    server: Any, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_lease, "_WAIT_S", 0.1)
-    with connect(serve("--backend", "process")).start(SPEC) as box:
+    with connect(server).start(SPEC) as box:
         assert box.exec("echo run >> log; sleep 1; cat log").stdout == b"run\n"
 
 
-def test_one_client_cannot_reach_or_end_what_another_has(serve: Serve, connect: Connect) -> None:
-    server = serve("--backend", "process")
+def test_one_client_cannot_reach_or_end_what_another_has(server: Any, connect: Connect) -> None:
     one, two = connect(server), connect(server)
     with one.start(SPEC) as mine, two.start(SPEC) as theirs:
         mine.write("secret", b"x")
@@ -320,8 +319,8 @@ def test_a_server_in_anothers_place_gives_new_sandboxes(serve: Serve, connect: C
         assert new.exec("echo alive").stdout == b"alive\n"
 
 
-def test_a_backend_is_not_used_by_a_forked_child(serve: Serve, connect: Connect) -> None:
-    backend = connect(serve("--backend", "process"))
+def test_a_backend_is_not_used_by_a_forked_child(server: Any, connect: Connect) -> None:
+    backend = connect(server)
     with backend.start(SPEC) as box:
         child = os.fork()
         if child == 0:
@@ -335,8 +334,8 @@ def test_a_backend_is_not_used_by_a_forked_child(serve: Serve, connect: Connect)
         assert box.exec("echo alive").stdout == b"alive\n"
 
 
-def test_errors_cross_as_themselves(serve: Serve, connect: Connect) -> None:
-    backend = connect(serve("--backend", "process"))
+def test_errors_cross_as_themselves(server: Any, connect: Connect) -> None:
+    backend = connect(server)
     with backend.start(SPEC) as box:
         with pytest.raises(FileNotFoundError) as missing:
             box.read("no/file")

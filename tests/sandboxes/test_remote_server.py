@@ -73,9 +73,8 @@ def sentence(response: httpx.Response) -> str:
 
 
 def test_a_wrong_or_missing_token_is_one_clear_sentence(
-    serve: Serve, connect: Callable[..., RemoteBackend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: Any, connect: Callable[..., RemoteBackend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    server = serve("--backend", "process")
     wrong = connect(server, token=server.token[:-1] + "!")
     for use in (wrong.check, lambda: wrong.start(SPEC), lambda: wrong.capabilities):
         with pytest.raises(SandboxError, match="refuses the token"):
@@ -92,8 +91,7 @@ def test_a_wrong_or_missing_token_is_one_clear_sentence(
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Basic x", "Bearer \xff"])
-def test_without_the_token_nothing_but_health_answers(serve: Serve, authorization: str) -> None:
-    server = serve("--backend", "process")
+def test_without_the_token_nothing_but_health_answers(server: Any, authorization: str) -> None:
     paths = (("GET", "/v1/backend"), ("PUT", "/v1/lease"), ("POST", "/v1/lease"), ("DELETE", "/v1/lease"),
              ("POST", "/v1/calls/0"), ("GET", "/v1/calls/0"))  # fmt: skip
     with httpx.Client(base_url=server.url, trust_env=False) as stranger:
@@ -105,8 +103,8 @@ def test_without_the_token_nothing_but_health_answers(serve: Serve, authorizatio
         assert stranger.get("/health").json() == {"status": "ok"}
 
 
-def test_another_release_is_told_so(serve: Serve) -> None:
-    with speak(serve("--backend", "process"), **{PROTOCOL_HEADER: "99"}) as other:
+def test_another_release_is_told_so(server: Any) -> None:
+    with speak(server, **{PROTOCOL_HEADER: "99"}) as other:
         answer = other.get("/v1/backend")
     assert answer.status_code == 426
     assert "speaks protocol 1 and its client 99: install the same release" in sentence(answer)
@@ -134,8 +132,8 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         RemoteBackend(url, token="x" * 20).check()
 
 
-def test_a_settled_call_never_runs_again(serve: Serve) -> None:
-    with speak(serve("--backend", "process")) as client:
+def test_a_settled_call_never_runs_again(server: Any) -> None:
+    with speak(server) as client:
         client.put("/v1/lease")
         start = pack({"call": "start", "spec": {}})
         first = unpack(client.post("/v1/calls/0", params={"wait": 20}, content=start).content)
@@ -164,8 +162,8 @@ def test_a_settled_call_never_runs_again(serve: Serve) -> None:
     ],
     ids=["empty", "never-used", "deep", "list", "unknown", "wrong-type", "unknown-field"],
 )
-def test_a_malformed_call_is_one_clear_sentence(serve: Serve, body: bytes, wanted: str) -> None:
-    with speak(serve("--backend", "process")) as client:
+def test_a_malformed_call_is_one_clear_sentence(server: Any, body: bytes, wanted: str) -> None:
+    with speak(server) as client:
         client.put("/v1/lease")
         answer = client.post("/v1/calls/0", content=body)
         assert answer.status_code == 422
@@ -232,8 +230,7 @@ def test_more_than_fits_at_once_waits_outside(serve: Serve, connect: Callable[..
         assert box.exec("cat f* | wc -c").stdout.strip() == str(16 * len(data)).encode()
 
 
-def test_a_client_that_reads_nothing_delays_nobody(serve: Serve, connect: Callable[..., RemoteBackend]) -> None:
-    server = serve("--backend", "process")
+def test_a_client_that_reads_nothing_delays_nobody(server: Any, connect: Callable[..., RemoteBackend]) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with speak(server) as known, connect(server).start(SPEC) as box:
         known.put("/v1/lease")
@@ -309,8 +306,8 @@ def test_a_server_that_cannot_be_is_refused_with_one_sentence(arguments: list[st
     assert wanted in str(result.exception)
 
 
-def test_a_taken_port_is_named(serve: Serve) -> None:
-    port = serve("--backend", "process").url.rpartition(":")[2]
+def test_a_taken_port_is_named(server: Any) -> None:
+    port = server.url.rpartition(":")[2]
     with pytest.raises(SandboxError, match=f"cannot listen on 127.0.0.1 port {port}"):
         serve_backend(ProcessBackend(), port=int(port), say=print)
 
