@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -25,6 +26,7 @@ _CROWD_S = 1.0
 _MOST_IN_A_ROW = 200
 _MANY_STEPS = 4
 _SETTLE_S = 1.0
+_RESTARTS = 3
 
 
 class Run:
@@ -39,6 +41,7 @@ class Run:
         self._results = Results()
         self._growth: list[dict[str, float]] = []
         self._notes: list[str] = []
+        self._restarts: Counter[str] = Counter()
 
     def open(
         self, stack: ExitStack, leftovers: Leftovers, image: str, systems: Sequence[SystemInfo], with_peers: bool
@@ -138,7 +141,7 @@ class Run:
             self._notes.append(f"{system.title} is {system.peer}")
         worker = Worker(system, python) if python else Worker(system)
         try:
-            answer = worker.ask("open", image=image, labels=leftovers.labels, run=leftovers.token)
+            answer = worker.open(image=image, labels=leftovers.labels, run=leftovers.token)
         except BaseException:
             worker.hang_up()
             worker.wait()
@@ -149,7 +152,9 @@ class Run:
             raise WorkerError(f"it says: {answer.get('lacking') or answer.get('failed')}")
         return worker
 
-    def _ask(self, worker: Worker, ask: str, key: str | None = None, **arguments: Any) -> Mapping[str, Any] | None:
+    def _ask(
+        self, worker: Worker, ask: str, key: str | None = None, keep: bool = True, **arguments: Any
+    ) -> Mapping[str, Any] | None:
         """Take what a system answers into the results; a system that failed at something is not asked again."""
         system, about = worker.system, key or ask
         if not worker.is_well or (system.key, about) in self._results.reasons:
@@ -159,16 +164,28 @@ class Run:
         try:
             answer = worker.ask(ask, **arguments)
         except WorkerError as error:
-            worker.is_well = False
-            answer = {"failed": str(error)}
+            self._revive(worker, error)
+            return None
         if "figures" in answer:
             found: Mapping[str, Any] = answer["figures"]
-            if ask not in ("gather", "disperse"):
+            if keep and ask not in ("gather", "disperse"):
                 self._results.add(system.key, found)
             return found
         reason = answer.get("lacking") or f"failed: {answer['failed']}"
         self._results.reasons[system.key, about] = reason
         return None
+
+    def _revive(self, worker: Worker, error: WorkerError) -> None:
+        """Give a system that ended or hung another chance, and tell of it: one lost call is not the whole column."""
+        self._notes.append(f"{error}; that call has no figure")
+        self._restarts[worker.system.key] += 1
+        try:
+            if self._restarts[worker.system.key] > _RESTARTS:
+                raise error
+            worker.restart()
+        except WorkerError as last:
+            worker.is_well = False
+            self._notes.append(f"{worker.system.title}: given up, as {last}")
 
     def _crowd(self, worker: Worker) -> None:
         wanted = {row.key for row in self._rows}
@@ -186,8 +203,7 @@ class Run:
         for count in self._crowds:
             if f"at-{count}" not in wanted:
                 continue
-            tried = worker.ask("crowd", at_once=count, each=1) if worker.is_well else {}
-            rate = tried.get("figures", {}).get(f"at-{count}", [0.0])[0]
+            rate = (self._ask(worker, "crowd", None, False, at_once=count, each=1) or {}).get(f"at-{count}", [0.0])[0]
             each = max(1, min(_MOST_IN_A_ROW, round(rate * _CROWD_S / count)))
             for _ in range(max(1, round(CROWD_ROUNDS * self._rounds))):
                 self._ask(worker, "crowd", at_once=count, each=each)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_ANSWER_S = 300.0
+_ANSWER_S = 120.0
+_GATHER_S = 900.0
 _GOODBYE_S = 90.0
 
 
@@ -63,12 +64,17 @@ class Worker:
 
     def __init__(self, system: SystemInfo, python: str = sys.executable) -> None:
         self.system = system
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by wait()
+        self._python = python
+        self._settings: Mapping[str, Any] = {}
         self.is_well = True
-        module, *words = system.worker.split()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by wait()
+        module, *words = self.system.worker.split()
         # An interrupt from the keyboard is the benchmark's alone: it hangs up, and every system tidies up in peace.
         self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.workers.{module}", *words],
+            [self._python, "-m", f"benchmarks.workers.{module}", *words],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -81,6 +87,25 @@ class Worker:
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    def open(self, **settings: Any) -> Mapping[str, Any]:
+        """Have the system prepare itself."""
+        self._settings = settings
+        return self.ask("open", **settings)
+
+    def restart(self) -> None:
+        """Replace a process that ended or hangs; what it held in Docker goes at the end of the benchmark.
+
+        Raises:
+            WorkerError: the new one is no better.
+        """
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.hang_up()
+        self.wait()
+        self._begin()
+        if "figures" not in self.ask("open", **self._settings):
+            raise WorkerError(f"{self.system.title} could not be started again")
 
     def ask(self, do: str, **arguments: Any) -> Mapping[str, Any]:
         """Have one thing measured.
@@ -95,8 +120,9 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise WorkerError(self._last_words("ended")) from None
-        if not select.select([self._process.stdout], [], [], _ANSWER_S)[0]:
-            raise WorkerError(self._last_words(f"did not answer to {do!r} for {_ANSWER_S:.0f} s"))
+        patience = _GATHER_S if do in ("gather", "disperse") else _ANSWER_S
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            raise WorkerError(self._last_words(f"did not answer to {do!r} for {patience:.0f} s"))
         line = self._process.stdout.readline()
         if not line:
             raise WorkerError(self._last_words("ended"))
@@ -126,4 +152,4 @@ class Worker:
     def _last_words(self, what: str) -> str:
         self._log.seek(0)
         words = self._log.read().strip().splitlines()
-        return f"{self.system.title} {what}: {words[-1] if words else 'it said nothing'}"
+        return f"{self.system.title} {what}{': ' + words[-1] if words else ''}"

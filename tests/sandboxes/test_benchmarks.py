@@ -155,14 +155,18 @@ def test_the_figure_of_a_command_that_failed_is_refused(process: ProcessBackend)
     assert "exit code" in answers[1]["failed"]
 
 
-def test_a_worker_that_ended_is_told_with_its_last_words(process: ProcessBackend) -> None:
+def test_a_worker_that_ended_is_told_of_and_can_be_replaced(process: ProcessBackend) -> None:
     worker = Worker(SYSTEMS["process"])
-    worker.ask("open", image="", labels={}, run="")
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(WorkerError, match="agentgym process ended"):
-        worker.ask("true")
-    worker.hang_up()
-    worker.wait()
+    try:
+        worker.open(image="", labels={}, run="")
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="agentgym process ended"):
+            worker.ask("true")
+        worker.restart()
+        assert worker.ask("true")["figures"]["true"][0] > 0
+    finally:
+        worker.hang_up()
+        worker.wait()
 
 
 def test_ratios_are_met_or_missed_by_the_medians() -> None:
