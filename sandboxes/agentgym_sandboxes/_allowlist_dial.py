@@ -28,10 +28,12 @@ class SystemResolver:
     """Asks this machine's own resolver, in threads of its own."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_RESOLVERS, "agentgym-resolver")
+        self._threads: ThreadPoolExecutor | None = None
 
     async def __call__(self, name: str) -> Sequence[Address]:
         """Return the addresses of a name."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_RESOLVERS, "agentgym-resolver")
         ask = asyncio.get_running_loop().run_in_executor
         # With the last dot the name is whole: no search domain of this machine's is tried.
         answers = await ask(self._threads, lambda: socket.getaddrinfo(f"{name}.", None, type=socket.SOCK_STREAM))
@@ -39,8 +41,10 @@ class SystemResolver:
         return [one for one in dict.fromkeys(found) if one is not None]
 
     def close(self) -> None:
-        """Take no more questions."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the threads; nobody may be asking."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
 
 
 async def dial(

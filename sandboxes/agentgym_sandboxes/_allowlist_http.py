@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -17,20 +16,13 @@ from typing import Protocol
 import h11
 
 from agentgym_sandboxes._allowlist_dial import Refused
-from agentgym_sandboxes._allowlist_rules import host_of
+from agentgym_sandboxes._allowlist_message import Ambiguous, end_to_end, refusal, target_of
 from agentgym_sandboxes._allowlist_tunnel import Tunnel
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 16
 _FAREWELL_S = 2.0
-_AUTHORITY = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?#@\[\]]+)(?::(?P<port>[0-9]{1,5}))?"
-_HOST_PORT = re.compile(_AUTHORITY)
-_ABSOLUTE = re.compile(rf"http://{_AUTHORITY}(?P<path>/[^#]*|\?[^#]*)?", re.IGNORECASE)
-_HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade".split()
-)
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Upstream(Protocol):
@@ -87,25 +79,16 @@ class _Exchange:
     async def run(self) -> None:
         request = await self._request()
         self.method = request.method
-        target = request.target.decode("ascii")
-        if self.method == b"CONNECT":
-            found = _HOST_PORT.fullmatch(target)
-            if found is None or found["port"] is None:
-                raise self._malformed(f"CONNECT {target[:200]!r} is not of the form host:port")
-        else:
-            found = _ABSOLUTE.fullmatch(target)
-            if found is None:
-                raise self._malformed(f"{target[:200]!r} is not of the form http://host/path; for https use CONNECT")
-        host, port = host_of(found["host"]), int(found["port"] or 80)
-        if host is None or not 0 < port < 1 << 16:
-            raise self._malformed(f"{found['host'][:200]!r} is neither a name nor an address in its usual form")
-        self._require_matching(request.headers, host, port)
-        reader, self._writer = await self._upstream.dial(host, port)
+        try:
+            target = target_of(request)
+        except Ambiguous as error:
+            self._upstream.refuse(error.host, error.port, str(error))
+            raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+        reader, self._writer = await self._upstream.dial(target.host, target.port)
         if self.method == b"CONNECT":
             await self._tunnel_bytes(reader, self._writer)
         else:
-            path = found["path"] or "/"
-            await self._forward(request, path if path.startswith("/") else f"/{path}", reader, self._writer)
+            await self._forward(request, target.path, reader, self._writer)
         self.hang_up()
         await self._tunnel.finish(_FAREWELL_S)
 
@@ -132,21 +115,6 @@ class _Exchange:
     def _malformed(self, why: str) -> Refused:
         self._upstream.refuse("", 0, why)
         return Refused(HTTPStatus.BAD_REQUEST, why)
-
-    def _require_matching(self, headers: Headers, host: str, port: int) -> None:
-        """Refuse what two readers could take for requests to different hosts or of different lengths."""
-        for name, value in headers:
-            if name != b"host":
-                continue
-            said = _HOST_PORT.fullmatch(value.decode("latin-1"))
-            default = port if self.method == b"CONNECT" else 80
-            if said is None or host_of(said["host"]) != host or int(said["port"] or default) != port:
-                self._upstream.refuse(host, port, "the Host header names another host")
-                raise Refused(HTTPStatus.BAD_REQUEST, f"the Host header {value!r} is not {host}:{port}")
-        names = [name for name, _ in headers]
-        if b"transfer-encoding" in names and b"content-length" in names:
-            self._upstream.refuse(host, port, "two lengths")
-            raise Refused(HTTPStatus.BAD_REQUEST, "both Transfer-Encoding and Content-Length are given")
 
     async def _tunnel_bytes(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.has_answered = True
@@ -191,7 +159,7 @@ class _Exchange:
                 self._move(data, timer)
                 return data
 
-            headers = [*_end_to_end(request), (b"Connection", b"close")]
+            headers = [*end_to_end(request), (b"Connection", b"close")]
             await say(h11.Request(method=request.method, target=path, headers=headers))
             asking = asyncio.ensure_future(self._send_body(say))
             answering = asyncio.ensure_future(self._answer_with(server, read))
@@ -223,10 +191,10 @@ class _Exchange:
                 raise Refused(HTTPStatus.BAD_GATEWAY, f"the server's answer is not HTTP: {error}") from error
             if isinstance(event, h11.InformationalResponse):
                 if self._client.their_http_version != b"1.0":
-                    headers = _end_to_end(event)
+                    headers = end_to_end(event)
                     await self._say(h11.InformationalResponse(status_code=event.status_code, headers=headers))
             elif isinstance(event, h11.Response):
-                headers = [*_end_to_end(event), (b"Connection", b"close")]
+                headers = [*end_to_end(event), (b"Connection", b"close")]
                 self.has_answered = True
                 await self._say(h11.Response(status_code=event.status_code, headers=headers, reason=event.reason))
             elif isinstance(event, h11.Data):
@@ -267,24 +235,7 @@ async def _next(connection: h11.Connection, read: Callable[[], Awaitable[bytes]]
     return event
 
 
-def _end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
-    """Return the headers that concern more than one connection, spelled as they came."""
-    headers = message.headers.raw_items()
-    named = {
-        word.strip().lower() for name, value in headers if name.lower() == b"connection" for word in value.split(b",")
-    }
-    # Framing and the host are not an agent's to strike out.
-    dropped = _HOP_BY_HOP | (named - {b"host", b"content-length", b"transfer-encoding"})
-    return [(name, value) for name, value in headers if name.lower() not in dropped]
-
-
 async def _answer(tunnel: Tunnel, status: HTTPStatus, why: str, *, has_body: bool) -> None:
-    line = "".join(one if one.isascii() and one.isprintable() else "?" for one in why)
-    body = f"agentgym: {line}\n".encode()
-    head = (
-        f"HTTP/1.1 {status.value} {line}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
     with suppress(ConnectionResetError):
-        await tunnel.write(head.encode() + (body if has_body else b""))
+        await tunnel.write(refusal(status, why, has_body=has_body))
         await tunnel.finish(_FAREWELL_S)

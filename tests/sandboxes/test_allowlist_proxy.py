@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -337,6 +338,33 @@ def test_a_tunnel_carries_bytes_both_ways_and_each_direction_ends_by_itself() ->
     assert answer == b"HTTP/1.1 200 Connection established\r\n\r\n" + PAYLOAD[::-1]
 
 
+def test_a_client_that_says_no_more_still_gets_its_answer(place: Place, server: Server) -> None:
+    assert place.say(get(server.server_port), then_end=True).startswith(b"HTTP/1.1 200")
+    assert place.say(b"GET http://files.te", then_end=True).startswith(b"HTTP/1.1 400")
+    assert place.say(b"", then_end=True) == b""
+
+
+def test_a_client_that_breaks_off_ends_the_connection_to_the_server() -> None:
+    gone = threading.Event()
+
+    def pour(connection: socket.socket) -> None:
+        connection.settimeout(20)
+        try:
+            while True:
+                connection.sendall(bytes(1 << 16))
+        except ConnectionError:
+            gone.set()
+
+    with raw_server(pour) as port, proxied(f"raw.test:{port}=127.0.0.1") as place:
+        for how in (struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)):  # by a reset, and by a close
+            gone.clear()
+            with place.connect() as one:
+                one.sendall(f"CONNECT raw.test:{port} HTTP/1.1\r\nHost: raw.test\r\n\r\n".encode())
+                assert one.recv(1 << 16)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+            assert gone.wait(10)
+
+
 def test_fifty_connections_at_once_are_kept_apart(place: Place, server: Server) -> None:
     answers: dict[int, bytes] = {}
 
@@ -418,6 +446,20 @@ def test_a_name_is_resolved_once_and_the_address_that_was_checked_is_the_one_con
         assert server.requests == []
 
 
+def test_a_proxy_can_be_used_again_after_it_was_closed() -> None:
+    with PlainSupervisor() as supervisor:
+        proxy = Proxy()
+        for _ in range(2):
+            port = free_port()
+            session = proxy.open(supervisor.link, Rules.parse(["localhost"]), "test", port)
+            assert Place(session, port).status(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n") in (
+                403,
+                502,
+            )
+            session.close()
+            proxy.close()
+
+
 def test_real_names_of_this_machine_lead_nowhere() -> None:
     names = ("localhost", "ip6-localhost", socket.gethostname())
     with proxied(*[name for name in names if host_of(name)]) as place:
@@ -446,7 +488,7 @@ def test_a_name_that_has_no_address_and_a_port_that_nobody_listens_on_are_said_p
 
 def test_whoever_is_slow_with_a_request_is_sent_away_and_keeps_nobody_waiting(server: Server) -> None:
     allow = f"files.test:{server.server_port}=127.0.0.1"
-    with proxied(allow, limits=Limits(head_s=1.0)) as place, ExitStack() as stack:
+    with proxied(allow, limits=Limits(head_s=4.0)) as place, ExitStack() as stack:
         slow = [stack.enter_context(place.connect()) for _ in range(20)]
         began = time.monotonic()
         for byte in b"GET ":
@@ -454,9 +496,9 @@ def test_whoever_is_slow_with_a_request_is_sent_away_and_keeps_nobody_waiting(se
                 one.sendall(bytes([byte]))
             time.sleep(0.1)
         assert place.status(get(server.server_port)) == 200
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 3.5
         assert all(everything(one).startswith(b"HTTP/1.1 408") for one in slow)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 9
 
 
 def test_a_connection_that_stands_still_is_closed_and_one_that_moves_is_not() -> None:
@@ -466,11 +508,11 @@ def test_a_connection_that_stands_still_is_closed_and_one_that_moves_is_not() ->
             time.sleep(0.2)
         time.sleep(20)
 
-    with raw_server(drip) as port, proxied(f"raw.test:{port}=127.0.0.1", limits=Limits(idle_s=1.0)) as place:
+    with raw_server(drip) as port, proxied(f"raw.test:{port}=127.0.0.1", limits=Limits(idle_s=2.0)) as place:
         began = time.monotonic()
         answer = place.say(f"CONNECT raw.test:{port} HTTP/1.1\r\nHost: raw.test:{port}\r\n\r\n".encode())
         assert answer.endswith(b"\r\n\r\n" + b"." * 10)
-        assert 2.5 < time.monotonic() - began < 8
+        assert 3.5 < time.monotonic() - began < 15
 
 
 def test_a_server_that_says_nothing_or_nonsense_is_answered_for() -> None:
