@@ -2,81 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
 import pytest
+from chat_templates import FAMILIES, HEAD, PLAIN, QWEN25, TAIL, tokenizer_of, tokenizer_with
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen2Tokenizer
 
+from agentgym.errors import UnknownNameError
 from agentgym.tokens import TokenKind
 from agentgym.types import Message
 from agentgym_trainers.chat import ChatFormat, ChatFormatError
 from agentgym_trainers.tokenizer import build_tokenizer
 
-CHATML = (
-    "{%- if tools -%}{{ '<|im_start|>system\n' ~ tools | length ~ ' tools<|im_end|>\n' }}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-LLAMA = (
-    "{{ bos_token }}{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message.role + '<|header|>\n\n' + message.content | trim + '<|im_end|>' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant<|header|>\n\n' }}{%- endif -%}"
-)
-GROUPED = (  # observations of one turn share a user block, as in Qwen's templates
-    "{%- for message in messages -%}"
-    "{%- if message.role == 'tool' -%}"
-    "{%- if messages[loop.index0 - 1].role != 'tool' -%}<|im_start|>user{%- endif -%}"
-    "{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}"
-    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{ '<|im_end|>\n' }}{%- endif -%}"
-    "{%- else -%}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-STRIPS = (
-    "{%- for message in messages -%}"
-    "{%- set text = message.content -%}"
-    "{%- if message.role == 'assistant' and not loop.last -%}{%- set text = text.split('</think>')[-1] -%}{%- endif -%}"
-    "{{ '<|im_start|>' + message.role + '\n' + text + '<|im_end|>\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-REWRITES = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' ~ message.role ~ messages | length ~ message.content ~ '<|im_end|>' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant' ~ messages | length }}{%- endif -%}"
-)
+_SAY = "{{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}"
+_ASK = "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+CHATML = HEAD + _SAY + TAIL + _ASK
+REWRITES = CHATML.replace("message.role ~", "message.role ~ messages | length ~")
 FORGETS = CHATML.replace("in messages -%}", "in messages if message.role != 'system' -%}")
-OPEN_ENDED = "{%- for message in messages -%}{{ message.role }}: {{ message.content }}\n{%- endfor -%}"
+SHORTENS = (
+    HEAD + _SAY.replace("message.content", "(message.content if loop.last else message.content[:3])") + TAIL + _ASK
+)
+TWICE = (
+    HEAD
+    + _SAY.replace("message.content", "message.content ~ (message.content if message.role == 'user' else '')")
+    + TAIL
+    + _ASK
+)
+OPEN_ENDED = (
+    HEAD + "{{ message.role ~ ': ' ~ message.content ~ '\n' }}" + TAIL + "{{ 'assistant: ' if add_generation_prompt }}"
+)
+REFUSES = "{{ raise_exception('only in the browser') }}"
 
-_SEED = build_tokenizer(["<tool_response>", "<|im_start|>user\nhello"] * 2, 320)
+
+@cache
+def format_of(family: str) -> ChatFormat:
+    return ChatFormat(build_tokenizer(["hello"], 320) if family == "tiny" else tokenizer_of(family))
 
 
-def tokenizer_with(template: str | None) -> Any:
-    shape = _SEED.get_vocab()
-    tokenizer = Qwen2Tokenizer(
-        vocab=shape, unk_token=None, bos_token="<|begin|>", eos_token="<|endoftext|>", pad_token="<|pad|>",
-        extra_special_tokens=["<|im_start|>", "<|im_end|>", "<|header|>"],
-    )  # fmt: skip
-    tokenizer.add_tokens(["<tool_response>", "</tool_response>", "<think>", "</think>"])
-    tokenizer.chat_template = template
-    return tokenizer
+every_family = pytest.mark.parametrize("family", ["tiny", *FAMILIES])
+plain_family = pytest.mark.parametrize("family", ["tiny", *PLAIN])
 
-
-TEMPLATES = {"chatml": CHATML, "llama": LLAMA, "grouped": GROUPED, "tiny": _SEED.chat_template}
-FORMATS = {
-    name: ChatFormat(tokenizer_with(template) if name != "tiny" else _SEED) for name, template in TEMPLATES.items()
-}
-every_format = pytest.mark.parametrize("chat", [pytest.param(one, id=name) for name, one in FORMATS.items()])
-
-NASTY = ["<|im_end|>", "<|im_start|>assistant\n", "</tool_response>", "<|end|>", "<|assistant|>", "<think>", "{{ x }}"]
-texts = st.one_of(st.text(min_size=1), st.lists(st.sampled_from(NASTY), min_size=1).map("".join)).map(str.strip)
-contents = texts.filter(bool)
+NASTY = [
+    "<|im_end|>", "<|im_start|>assistant\n", "</tool_response>", "<|end|>", "<|assistant|>", "<|eot_id|>", "[/INST]",
+    "<end_of_turn>", "<｜Assistant｜>", "<|user|>", "</s>", "{{ x }}", "\ue000agentgym0\ue001", '"', "\\",
+]  # fmt: skip
+SYNTAX = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"]
+said = st.one_of(st.text(min_size=1), st.lists(st.sampled_from(NASTY), min_size=1).map("".join)).map(str.strip)
+answers = said.filter(lambda text: text and not any(one in text for one in SYNTAX))
+contents = st.one_of(said, st.lists(st.sampled_from(SYNTAX), min_size=1).map("".join)).filter(bool)
 observations = st.lists(
     st.builds(Message, role=st.sampled_from(["user", "tool"]), content=contents), min_size=1, max_size=3
 )
@@ -86,51 +60,146 @@ def flat(pieces: list[tuple[list[int], TokenKind]]) -> list[int]:
     return [one for ids, _ in pieces for one in ids]
 
 
-@every_format
-@given(prompt=contents, answers=st.lists(st.tuples(contents, observations), max_size=3))
+@plain_family
+@given(prompt=contents, answers=st.lists(st.tuples(answers, observations), max_size=3))
 def test_prompt_and_suffixes_spell_the_whole_template(
-    chat: ChatFormat, prompt: str, answers: list[tuple[str, list[Message]]]
+    family: str, prompt: str, answers: list[tuple[str, list[Message]]]
 ) -> None:
+    chat = format_of(family)
     messages = [Message(role="user", content=prompt)]
     ids = flat(chat.prompt(messages))
     for answer, seen in answers:
-        ids += chat.answer(answer) + flat(chat.suffix(seen))
+        if family == "mistral":  # it wants to see the calls that a tool's answers belong to
+            seen = [one for one in seen if one.role == "user"] or [Message(role="user", content="go on")]
+        boundary = flat(chat.suffix(seen, ended=False))
+        stop = boundary[0]
+        assert stop in chat.stop_ids
+        ids += [*chat.answer(answer)[:-1], stop, *flat(chat.suffix(seen, stop_id=stop))]
         messages += [Message(role="assistant", content=answer), *seen]
     assert ids == flat(chat.prompt(messages))
 
 
-@every_format
-@given(content=contents)
-def test_text_never_yields_a_control_token(chat: ChatFormat, content: str) -> None:
-    message = Message(role="tool", content=content)
-    plain = flat(chat.suffix([message.model_copy(update={"content": "x"})]))
-    found = flat(chat.suffix([message]))
+@every_family
+@given(content=contents, role=st.sampled_from(["user", "tool"]))
+def test_text_never_yields_a_control_token(family: str, content: str, role: str) -> None:
+    chat = format_of(family)
+    message = Message(role="user" if role == "user" else "tool", content=content)
     control = chat.encode_text.control
-    assert [one for one in found if one in control] == [one for one in plain if one in control]
+    for render in (chat.suffix, chat.prompt if role == "user" else chat.suffix):
+        plain, found = (flat(render([one])) for one in (message.model_copy(update={"content": "x"}), message))
+        assert [one for one in found if one in control] == [one for one in plain if one in control]
 
 
-@every_format
-def test_an_answer_is_parsed_back(chat: ChatFormat) -> None:
-    ids = chat.answer("hello\n <|im_end|> ")
+@every_family
+def test_an_answer_is_parsed_back(family: str) -> None:
+    chat = format_of(family)
+    text = "hello\n <|im_end|> "
+    ids = chat.answer(text)
     assert ids[-1] in chat.stop_ids
-    assert chat.parse(ids) == Message(role="assistant", content="hello\n <|im_end|> ")
+    opened = "<think>\n\n</think>\n\n" if chat.opens_thought else ""
+    assert chat.parse(ids) == Message(role="assistant", content=opened + text, call_format=chat.call_format)
 
 
-def test_the_newline_after_the_end_of_turn_belongs_to_the_suffix() -> None:
-    chat = FORMATS["chatml"]
-    assert chat.tokenizer.decode(flat(chat.suffix([Message(role="user", content="ok")]))).startswith(
-        "\n<|im_start|>user"
-    )
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("qwen2.5", "hermes"),
+        ("llama3", "llama3_json"),
+        ("mistral", "mistral"),
+        ("deepseek", "deepseek"),
+        ("gemma", None),
+    ],
+)
+def test_the_format_of_calls_comes_from_the_template_and_can_be_chosen(family: str, name: str | None) -> None:
+    assert format_of(family).parse([]).call_format == name
+    assert ChatFormat(tokenizer_of(family), calls="fenced").parse([]).call_format == "fenced"
+    with pytest.raises(UnknownNameError, match="did you mean 'mistral'"):
+        ChatFormat(tokenizer_of(family), calls="mistrall")
 
 
-@every_format
-def test_a_turn_that_was_cut_is_ended_by_the_suffix(chat: ChatFormat) -> None:
+@pytest.mark.parametrize(
+    ("family", "call"),
+    [
+        ("qwen2.5", '<tool_call>\n{"name": "f"}\n</tool_call>'),
+        ("mistral", '[TOOL_CALLS][{"name": "f"}]'),
+        ("llama3", '<|python_tag|>{"name": "f"}'),
+        (
+            "deepseek",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ),
+    ],
+)
+def test_the_marks_of_calls_are_single_tokens_that_are_said_and_heard(family: str, call: str) -> None:
+    chat = format_of(family)
+    ids = chat.answer(call)
+    marks = chat.tokenizer.convert_ids_to_tokens([one for one in ids[:-1] if one in chat.encode_text.control])
+    assert marks
+    assert "".join(marks) == "".join(one for one in _split(call, marks) if one in marks)
+    assert chat.parse(ids).content == call
+
+
+def _split(text: str, marks: list[str]) -> list[str]:
+    found = []
+    while text:
+        mark = next((one for one in marks if text.startswith(one)), text[0])
+        found.append(mark)
+        text = text[len(mark) :]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("qwen2.5", "\n<|im_start|>user\n<tool_response>\nok\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
+        ("llama3", "<|start_header_id|>ipython<|end_header_id|>\n\n\"ok\"<|eot_id|>"
+                   "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("mistral", '[TOOL_RESULTS]{"content": ok, "call_id": "agentgym0"}[/TOOL_RESULTS]'),
+        ("gemma", "\n<start_of_turn>user\nok<end_of_turn>\n<start_of_turn>model\n"),
+        ("deepseek", "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>ok<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"),
+    ],
+)  # fmt: skip
+def test_each_family_has_its_own_boundary_after_a_turn(family: str, text: str) -> None:
+    chat = format_of(family)
+    assert chat.tokenizer.decode(flat(chat.suffix([Message(role="tool", content="ok")]))) == text
+
+
+def test_a_stop_token_that_also_opens_the_next_message_is_written_once() -> None:
+    chat = format_of("glm")
+    user, observation = chat.tokenizer.convert_tokens_to_ids(["<|user|>", "<|observation|>"])
+    assert {user, observation} <= set(chat.stop_ids)
+    seen = [Message(role="tool", content="ok")]
+    assert flat(chat.suffix(seen, ended=False))[0] == observation
+    assert flat(chat.suffix(seen, stop_id=observation))[0] != observation
+    assert flat(chat.suffix(seen, stop_id=user))[0] == observation  # the model expected somebody else
+
+
+def test_a_tools_answer_is_escaped_where_the_template_writes_json() -> None:
+    ids = flat(format_of("llama3").suffix([Message(role="tool", content='a "b"\n\\')]))
+    assert '"a \\"b\\"\\n\\\\"' in format_of("llama3").tokenizer.decode(ids)
+
+
+def test_a_calls_id_reaches_the_template() -> None:
+    ids = flat(format_of("mistral").suffix([Message(role="tool", content="ok", tool_call_id="abcdefghi")]))
+    assert '"call_id": "abcdefghi"' in format_of("mistral").tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("family", ["gemma", "mistral"])
+def test_a_system_message_that_is_refused_joins_the_question(family: str) -> None:
+    chat = format_of(family)
+    ids = flat(chat.prompt([Message(role="system", content="Be good."), Message(role="user", content="Hi")]))
+    assert "Be good.\n\nHi" in chat.tokenizer.decode(ids)
+
+
+@plain_family
+def test_a_turn_that_was_cut_is_ended_by_the_suffix(family: str) -> None:
+    chat = format_of(family)
     seen = [Message(role="user", content="ok")]
     assert flat(chat.suffix(seen, ended=False)) == [chat.end_id, *flat(chat.suffix(seen))]
 
 
-@every_format
-def test_guidance_is_tokenised_apart_and_leaves_no_trace(chat: ChatFormat) -> None:
+@every_family
+def test_guidance_is_tokenised_apart_and_leaves_no_trace(family: str) -> None:
+    chat = format_of(family)
     bare = Message(role="user", content="2+2")
     pieces = chat.prompt([bare.model_copy(update={"guidance": "\nthink<|im_end|>"})])
     assert [ids for ids, kind in pieces if kind is TokenKind.GUIDANCE] == [chat.encode_text("\nthink<|im_end|>")]
@@ -138,18 +207,27 @@ def test_guidance_is_tokenised_apart_and_leaves_no_trace(chat: ChatFormat) -> No
 
 
 def test_tools_reach_the_template() -> None:
-    chat = FORMATS["chatml"]
-    schema = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
-    assert "1 tools" in chat.tokenizer.decode(flat(chat.prompt([Message(role="user", content="x")], [schema])))
+    schema = {"type": "function", "function": {"name": "fetch_it", "description": "", "parameters": {}}}
+    for family in ("qwen2.5", "mistral"):
+        chat = format_of(family)
+        assert "fetch_it" in chat.tokenizer.decode(flat(chat.prompt([Message(role="user", content="x")], [schema])))
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
         pytest.param(None, "has no chat template", id="missing"),
-        pytest.param(REWRITES, "rewrites the turns before when a 'user' message follows", id="rewrites"),
-        pytest.param(STRIPS, "rewrites thinking .* allow_stripped_thinking=True", id="strips-thinking"),
+        pytest.param(
+            REWRITES,
+            r"of 'Qwen2Tokenizer' rewrites message 1 \('user'\) when a 'user' message follows: "
+            r"wanted '.*user1\\n.*', found '.*user3\\n.*'; so",
+            id="rewrites",
+        ),
+        pytest.param(
+            SHORTENS, r"rewrites message 1 \('user'\) when a 'user' message follows: wanted '.*question<", id="shortens"
+        ),
         pytest.param(OPEN_ENDED, "wanted a control token after an assistant message", id="no-end-token"),
+        pytest.param(REFUSES, "'Qwen2Tokenizer' refuses a conversation: only in the browser", id="refuses"),
     ],
 )
 def test_an_unsuitable_template_is_refused_in_one_sentence(template: str | None, reason: str) -> None:
@@ -157,11 +235,14 @@ def test_an_unsuitable_template_is_refused_in_one_sentence(template: str | None,
         ChatFormat(tokenizer_with(template))
 
 
-def test_stripped_thinking_can_be_accepted() -> None:
-    assert ChatFormat(tokenizer_with(STRIPS), allow_stripped_thinking=True).stop_ids
-
-
-def test_a_message_that_the_template_hides_is_refused() -> None:
-    chat = ChatFormat(tokenizer_with(FORGETS))
-    with pytest.raises(ChatFormatError, match="'be good' is out of place"):
+@pytest.mark.parametrize(("template", "reason"), [(FORGETS, "'be good' is out of place"), (TWICE, "repeats a message")])
+def test_a_message_that_the_template_does_not_show_once_is_refused(template: str, reason: str) -> None:
+    chat = ChatFormat(tokenizer_with(template))
+    with pytest.raises(ChatFormatError, match=reason):
         chat.prompt([Message(role="system", content="be good"), Message(role="user", content="hi")])
+
+
+def test_templates_by_name_are_read_like_single_ones() -> None:
+    tokenizer = tokenizer_with(None)
+    tokenizer.chat_template = {"default": QWEN25, "other": CHATML}
+    assert ChatFormat(tokenizer).call_format == "hermes"

@@ -64,6 +64,31 @@ class TokenBatch:
             yield order_R[start:]
 
 
+def split_rows(
+    buffers: Sequence[TokenBuffer], whole: TokenBatch, advantage_BL: Tensor
+) -> tuple[TokenBatch, Tensor, Tensor]:
+    """Return a batch with one row for each row of forked buffers, its advantages, and [R] the attempt of each row.
+
+    Advantages belong to turns and sampled tokens, so they are estimated over whole attempts and then cut.
+    """
+    if not any(buffer.forks for buffer in buffers):
+        return whole, advantage_BL, torch.arange(len(buffers))
+    rows, spans = [], []
+    for attempt, buffer in enumerate(buffers):
+        start = 0
+        for row in buffer.rows():
+            rows.append(row)
+            spans.append((attempt, start))
+            start += len(row)
+    batch = TokenBatch.of(rows)
+    advantage_RL = torch.zeros(batch.ids_BL.shape, dtype=advantage_BL.dtype)
+    for place, ((attempt, start), length) in enumerate(zip(spans, batch.length_B.tolist(), strict=True)):
+        part_L = advantage_BL[attempt, start : start + length]
+        advantage_RL[place, : len(part_L)] = part_L
+    advantage_RL *= batch.sampled_BL
+    return batch, advantage_RL, torch.tensor([attempt for attempt, _ in spans])
+
+
 def cut(whole: Tensor, index_R: Tensor, width: int) -> Tensor:
     """Return some rows of a [B] or [B, L] tensor, the latter at most `width` wide."""
     picked = whole[index_R]

@@ -25,12 +25,11 @@ from agentgym.sampling import ShuffledSampler, derive_seed
 from agentgym.tokens import TokenBuffer
 from agentgym.types import Group, Trajectory, pass_rate
 from agentgym_trainers.advantages import Credit, gather_rewards
-from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.batch import TokenBatch, split_rows
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from agentgym_trainers.corrections import refuse_cancellation
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
-from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.losses import off_policy_codes
 from agentgym_trainers.models import load_model, new_model
@@ -151,12 +150,13 @@ class Trainer:
         """Turn rewards into advantages and take optimizer steps."""
         policy = self.settings.policy
         attempts = [one for group in groups for one in group.trajectories]
-        batch = TokenBatch.of([train_context(one) for one in attempts])
-        credit = Credit(*gather_rewards(rewards), batch.turn_BL, batch.sampled_BL)
-        advantage_BL = self._estimate(credit)
+        contexts = [train_context(one) for one in attempts]
+        whole = TokenBatch.of(contexts)
+        credit = Credit(*gather_rewards(rewards), whole.turn_BL, whole.sampled_BL)
+        batch, advantage_BL, attempt_B = split_rows(contexts, whole, self._estimate(credit))
         shuffle = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "minibatches", self.step))
         metrics = self.learner.policy_step(
-            batch, advantage_BL, off_policy_codes([one.off_policy for one in attempts]), policy,
+            batch, advantage_BL, off_policy_codes([one.off_policy for one in attempts])[attempt_B], policy,
             registry.lookup("losses", policy.loss), generator=shuffle,
         )  # fmt: skip
         self.engine.update_weights()
@@ -165,7 +165,7 @@ class Trainer:
     async def evaluate(self) -> Metrics:
         """Attempt the held-out tasks, keep the trajectories, return the report's figures."""
         section, tasks = self.recipe.evaluation, self.prepared.held_out
-        engine = HFEngine(self.model, max_batch=self.settings.compute.max_batch)
+        engine = self._make_engine("eager")
         try:
             groups = await attempt_all(
                 self.prepared.make_env,
@@ -194,15 +194,22 @@ class Trainer:
         else:
             corpus = texts_of(shown) or [task.public.prompt for task in self.prepared.train]
             self.model, tokenizer = new_model(model, corpus, derive_seed(self.recipe.seed, "model"), compute.device)
-        self.chat = ChatFormat(tokenizer)
+        chat = self.settings.chat
+        self.chat = ChatFormat(tokenizer, thinking=chat.thinking, calls=chat.calls)
         self._context = min(model.context_length, self.model.config.max_position_embeddings)
         tools = [one.schema for one in self.prepared.make_env().tools.values()]
-        self._demonstrations = [train_context(one) for one in await tokenise(shown, self.chat, self._context, tools)]
-        self.engine = HFEngine(self.model, batching="lockstep", max_batch=compute.max_batch)
+        tokenised = await tokenise(shown, self.chat, self._context, tools)
+        self._demonstrations = [row for one in tokenised for row in train_context(one).rows()]
+        self.engine = self._make_engine("lockstep")
         self.learner = Learner(self.model, compute)
         self.learner.begin(self.settings.sft.optim, self.settings.sft.steps)
         if state is not None:
             self._restore(state)
+
+    def _make_engine(self, batching: str) -> Any:
+        engine = self.settings.engine
+        given = {"batching": batching, "max_batch": self.settings.compute.max_batch, **engine.options}
+        return registry.create("engines", engine.name, model=self.model, **given)
 
     async def _demonstrate(self) -> list[Any]:
         sft = self.settings.sft

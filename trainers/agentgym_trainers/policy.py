@@ -43,7 +43,8 @@ class TokenSession:
         self._policy = policy
         self._episode = episode
         self._turn = 0
-        self._ended = True
+        self._stop_id: int | None = None
+        self._conversation = policy.chat.conversation(episode.tools)
 
     async def act(self, new_messages: Sequence[Message]) -> Action:
         """Append the new messages, sample one assistant turn, append it verbatim.
@@ -51,16 +52,21 @@ class TokenSession:
         Raises:
             BudgetExceeded: there is no room for another turn; the messages were then not appended.
         """
-        policy, pieces = self._policy, self._render(new_messages, generate=True)
-        limit = self._room(sum(len(ids) for ids, _ in pieces))
+        policy, rewritten = self._policy, self._rewritten(new_messages)
+        pieces = rewritten or self._render(new_messages, generate=True)
+        limit = self._room(sum(len(ids) for ids, _ in pieces), 0 if rewritten else len(self._buffer.context))
+        if rewritten:
+            self._buffer.fork()
         self._append(pieces)
         sampling = policy.sampling.model_copy(
             update={"max_tokens": limit, "seed": derive_seed(self._episode.seed, "turn", self._turn)}
         )
-        made = await policy.engine.generate(self._buffer.ids, sampling, self._episode.session, policy.chat.stop_ids)
+        made = await policy.engine.generate(self._buffer.context, sampling, self._episode.session, policy.chat.stop_ids)
         self._buffer.append_sampled(made.ids, made.logprobs, self._turn)
         self._turn += 1
-        self._ended = bool(made.ids) and made.ids[-1] in policy.chat.stop_ids
+        self._stop_id = made.ids[-1] if made.ids and made.ids[-1] in policy.chat.stop_ids else None
+        if self._conversation is not None:
+            self._conversation.said(made.ids)
         return Action(policy.chat.parse(made.ids), made.stop_reason, made.weight_version, len(made.ids))
 
     def observe(self, new_messages: Sequence[Message]) -> None:
@@ -74,14 +80,21 @@ class TokenSession:
     def _render(self, messages: Sequence[Message], *, generate: bool) -> list[Piece]:
         if self._turn == 0:
             return self._policy.chat.prompt(messages, self._episode.tools)
-        return self._policy.chat.suffix(messages, ended=self._ended, generate=generate)
+        return self._policy.chat.suffix(
+            messages, ended=self._stop_id is not None, generate=generate, stop_id=self._stop_id
+        )
 
-    def _room(self, new: int) -> int:
+    def _rewritten(self, messages: Sequence[Message]) -> list[Piece] | None:
+        """Return the whole context where the template rewrites what the policy read or said."""
+        found = self._conversation.heard(messages) if self._conversation is not None else None
+        return found if self._turn else None
+
+    def _room(self, new: int, kept: int) -> int:
         """Return how many tokens the next turn may have."""
         left = self._episode.max_tokens - self._buffer.sampled_count
         if left < 1:
             raise BudgetExceeded("tokens")
-        context = self._policy.context_length - len(self._buffer) - new
+        context = self._policy.context_length - kept - new
         if context < 1:
             raise BudgetExceeded("context")
         return min(left, context, self._episode.max_tokens_per_turn, self._policy.sampling.max_tokens)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from agentgym import registry
+from agentgym.errors import UnknownNameError
+from agentgym.toolcalls import FORMATS
 from agentgym.types import Record
 
 Positive = Annotated[int, Field(ge=1)]
@@ -33,6 +37,45 @@ class ModelSettings(Record):
                 f"wanted hidden / heads even and heads / kv_heads whole, found {self.hidden} / {self.heads} and "
                 f"{self.heads} / {self.kv_heads}"
             )
+        return self
+
+
+class ChatSettings(Record):
+    """How messages become tokens."""
+
+    thinking: Literal["fork", "keep"] = "fork"
+    """Where the chat template drops earlier thoughts: read its rewritten context anew, or keep them in one context."""
+    calls: str | None = None
+    """How the model writes tool calls, such as hermes or mistral; null asks the chat template."""
+
+    @field_validator("calls")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in FORMATS:
+            raise UnknownNameError("tool-call format", name, FORMATS)
+        return name
+
+
+class EngineSettings(Record):
+    """What samples tokens: a registered engine, called with `model`, `batching` and `max_batch` beside its options."""
+
+    name: str = "hf"
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _trains(self) -> EngineSettings:
+        if self.name not in registry.names("engines"):
+            raise UnknownNameError("engine", self.name, registry.names("engines"))
+        if self.name == "hf" and not self.options:
+            return self  # known to be right, and importing it takes seconds
+        target = registry.lookup("engines", self.name)
+        reason = getattr(target, "not_for_training", None)
+        if reason is not None:
+            raise ValueError(f"the engine {self.name!r} cannot be trained with: {reason}")
+        accepted = [one for one in signature(target).parameters if one != "model"]
+        unknown = next((one for one in self.options if one not in accepted), None)
+        if unknown is not None:
+            raise ValueError(f"the engine {self.name!r} has no option {unknown!r}; it takes: {', '.join(accepted)}")
         return self
 
 
@@ -114,6 +157,8 @@ class TrainerSettings(Record):
     """All of the native trainer's sections."""
 
     model: ModelSettings = ModelSettings()
+    chat: ChatSettings = ChatSettings()
+    engine: EngineSettings = EngineSettings()
     sft: SftSettings = SftSettings()
     policy: PolicySettings = PolicySettings()
     compute: ComputeSettings = ComputeSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from agentgym.policy import Episode, Generation, Sampling
 from agentgym_trainers.chat import ChatFormat
@@ -14,6 +15,8 @@ class ScriptedEngine:
 
     A script that has run out goes on with empty messages.
     """
+
+    not_for_training: ClassVar[str] = "its tokens are written, not sampled; use hf"
 
     def __init__(self, chat: ChatFormat) -> None:
         self.weight_version = 0

@@ -1,0 +1,134 @@
+"""A tokenizer's chat template, tried out once to learn what it accepts and how it shows each role."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from jinja2 import TemplateError
+
+from agentgym.policy import ToolSchema
+from agentgym_trainers.chat_text import ChatFormatError
+
+Shown = dict[str, Any]
+"""A message as a template takes it."""
+
+OPEN, CLOSE = "\ue000agentgym", "\ue001"  # private use: templates neither trim nor look for them
+ANSWER = f"{OPEN}answer{CLOSE}"
+QUESTION: Shown = {"role": "user", "content": "question"}
+_CALL_ID = "agentgym0"  # Mistral's templates want nine letters or digits
+_PROBE = 'a"b\nc'
+_OPENER = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
+
+
+class Template:
+    """Renders messages as text.
+
+    Templates differ in what they refuse: Gemma's know no system messages, Mistral's want user and assistant to take
+    turns. What a template refuses is shown in the nearest way that it accepts: a system message joins the user message
+    that follows, a tool's message becomes a user's, and neighbours of the same role become one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Try the template out.
+
+        Raises:
+            ChatFormatError: there is no template, or it accepts not even a question and an answer.
+        """
+        self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        if not getattr(tokenizer, "chat_template", None):
+            raise ChatFormatError(
+                f"the tokenizer {self.name!r} has no chat template; "
+                "set tokenizer.chat_template, or take the tokenizer of an instruction-tuned model"
+            )
+        self._tokenizer = tokenizer
+        self._refused: set[str] = set()
+        self._joins = False
+        answered = [QUESTION, {"role": "assistant", "content": ANSWER}]
+        self.render(answered, generate=True)
+        trials = {"system": [_probe("system"), QUESTION], "tool": [*answered, _probe("tool")]}
+        self._refused = {role for role, messages in trials.items() if not self._accepts(messages)}
+        self._joins = not self._accepts([*answered, QUESTION, QUESTION])
+        self._escaped = frozenset(role for role in ("user", "tool") if self._escapes(role))
+        found = _OPENER.search(self.render([QUESTION], generate=True))
+        self.opener = found.group() if found else ""
+        """What the opening of an assistant turn says of a thought: `<think>`, an empty one, or nothing."""
+
+    def escapes(self, role: str) -> bool:
+        """Return whether a role's content is written as a JSON string, as Llama 3's templates do with a tool's."""
+        return ("user" if role in self._refused else role) in self._escaped
+
+    @property
+    def source(self) -> str:
+        """The template itself; of several, all of them."""
+        found = self._tokenizer.chat_template
+        return "\n".join(found.values()) if isinstance(found, dict) else str(found)
+
+    def render(self, messages: Iterable[Shown], tools: Sequence[ToolSchema] = (), *, generate: bool) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            ChatFormatError: the template refuses it.
+        """
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                list(self._adapted(messages)),
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=generate,
+            )
+        except (TemplateError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ChatFormatError(
+                f"the chat template of {self.name!r} refuses a conversation: {reason}; choose another template"
+            ) from error
+        return rendered
+
+    def _adapted(self, messages: Iterable[Shown]) -> Iterator[Shown]:
+        given = [dict(one) for one in messages]
+        for one in given:
+            if one["role"] == "tool":
+                one.setdefault("tool_call_id", _CALL_ID)
+            if one["role"] in self._refused:
+                one["role"] = "user"
+        if not self._joins and "system" not in self._refused:
+            yield from given
+            return
+        for role, group in groupby(given, key=lambda one: one["role"]):
+            each = list(group)
+            if role == "user":
+                yield {**each[-1], "content": "\n\n".join(one["content"] for one in each if one["content"])}
+            else:
+                yield from each
+
+    def _accepts(self, messages: Iterable[Shown]) -> bool:
+        try:
+            self.render(messages, generate=True)
+        except ChatFormatError:
+            return False
+        return True
+
+    def _escapes(self, role: str) -> bool:
+        shown = self.render([QUESTION, {"role": "assistant", "content": ANSWER}, _probe(role)], generate=False)
+        return _PROBE not in shown and json.dumps(_PROBE)[1:-1] in shown
+
+
+def _probe(role: str) -> Shown:
+    return {"role": role, "content": _PROBE}
+
+
+def first_difference(before: str, after: str) -> tuple[int, str, str]:
+    """Return where two texts part, and what either says there."""
+    place = next(
+        (at for at, (one, other) in enumerate(zip(before, after, strict=False)) if one != other),
+        min(len(before), len(after)),
+    )
+    start = max(0, place - 12)
+    return place, _excerpt(before[start : place + 24]), _excerpt(after[start : place + 24])
+
+
+def _excerpt(text: str) -> str:
+    return repr(text.replace(OPEN, "[").replace(CLOSE, "]"))
