@@ -111,7 +111,7 @@ def _search(box: Sandbox, wanted: Iterable[str], own: bool) -> set[tuple[str, st
 
 
 def _empty(backend: SandboxBackend, task: Task, lines: Iterable[str]) -> set[tuple[str, str]]:
-    with backend.start(task.sandbox) as box:
+    with backend.start(task.sandbox.model_copy(update={"env": {}})) as box:
         return _search(box, lines, own=True)
 
 

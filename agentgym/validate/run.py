@@ -17,7 +17,7 @@ from agentgym.policy import ScriptedPolicy
 from agentgym.redteam.episodes import OFTEN, spam
 from agentgym.rollout import Limits, Rollouts
 from agentgym.sampling import derive_seed
-from agentgym.task import Hidden, Task
+from agentgym.task import Hidden, Task, TaskSet
 from agentgym.testing import check_environment
 from agentgym.types import Submission, Trajectory, Verdict
 from agentgym.validate.inside import future_in, hidden_in
@@ -66,7 +66,7 @@ def validate(
     """
     checks = _Checks(make_env, limits or Limits(), plan or Plan(), on_done)
     try:
-        if checks.environment():  # episodes of an environment that breaks the contract may never end
+        if checks.environment(tasks):  # episodes of an environment that breaks the contract may never end
             checks.all((index, checks.task, task) for index, task in enumerate(tasks))
             shuffled = random.Random(checks.plan.seed).sample(tasks, len(tasks))
             checks.all((index, checks.again, task) for index, task in enumerate(shuffled))
@@ -114,10 +114,19 @@ class _Checks:
             raise _Stopped
         return self._make()
 
-    def environment(self) -> bool:
-        """Whether the environment keeps Gymnasium's contract."""
+    def environment(self, tasks: Sequence[Task]) -> bool:
+        """Whether the environment keeps Gymnasium's contract, with those tasks whose sandbox can be had."""
+        env = self._make()
+        usable = [task for task in tasks if _missing(env, task) is None]
+        env.close()
+
+        def make() -> AgentEnv:
+            made = self._make()
+            made.tasks = TaskSet(made.tasks.name, lambda: usable)
+            return made
+
         try:
-            check_environment(self._make)
+            check_environment(make if usable else self._make)
         except Exception as error:  # noqa: BLE001 -- whatever an author's code raises is a finding
             self.notes.note("gymnasium's contract holds", "-", f"{type(error).__name__}: {error}")
             return False
@@ -155,15 +164,10 @@ class _Checks:
 
     def sandbox(self, env: AgentEnv, task: Task) -> bool:
         """Whether the task's sandbox can be had: its image is there, and the machine gives what it asks for."""
-        if not env.sandboxed:
-            return True
-        try:
-            env.sandboxes.accept(task.sandbox)
-        except (CapabilityError, SandboxError) as error:
-            self.notes.note("its sandbox can be had", task.id, str(error))
-            return False
-        self.notes.note("its sandbox can be had", task.id, None)
-        return True
+        missing = _missing(env, task)
+        if env.sandboxed:
+            self.notes.note("its sandbox can be had", task.id, missing)
+        return missing is None
 
     def oracle(self, env: AgentEnv, task: Task) -> None:
         try:
@@ -244,6 +248,16 @@ def reordered(task: Task, grader: str | None, seed: int) -> Task:
         if isinstance(values, list):
             data[name] = random.Random(seed).sample(values, len(values))
     return task.model_copy(update={"hidden": Hidden(data=data, reference=task.hidden.reference)})
+
+
+def _missing(env: AgentEnv, task: Task) -> str | None:
+    """Return why a task's sandbox cannot be had; None if it can, or is not needed."""
+    if env.sandboxed:
+        try:
+            env.sandboxes.accept(task.sandbox)
+        except (CapabilityError, SandboxError) as error:
+            return str(error)
+    return None
 
 
 def _script(env: AgentEnv, task: Task) -> tuple[str, ...]:
