@@ -9,9 +9,9 @@ from typing import Any
 
 import requests
 from docker import APIClient
-from docker.errors import DockerException, NotFound
+from docker.errors import APIError, DockerException, NotFound
 
-from agentgym.errors import AgentFault, SandboxError
+from agentgym.errors import AgentFault, CapabilityError, SandboxError
 from agentgym.sandbox import ExecResult
 from agentgym_sandboxes._attached import AttachedWire
 from agentgym_sandboxes._command import ENTER
@@ -20,6 +20,7 @@ from agentgym_sandboxes._docker_host import knock
 from agentgym_sandboxes._lifetime import Lifetime
 from agentgym_sandboxes._supervised import RunOptions
 
+_FORBIDDEN = 403
 _OOM_NEWS_S = 1.0
 _POLL_S = 0.02
 
@@ -79,6 +80,12 @@ class Container:
             if "unable to find user" in str(error) or "no matching entries in passwd" in str(error):
                 raise ValueError(f"the image has no user {user!r}: name one that it has, or a number") from error
             raise
+        except APIError as error:
+            if error.status_code == _FORBIDDEN:  # by a proxy before the daemon, which itself forbids nothing
+                raise CapabilityError(
+                    f"commands run as the agent here, not as {user!r}: {error.explanation}"
+                ) from error
+            raise self.failure(str(error)) from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise self.failure(str(error)) from error
 

@@ -80,6 +80,11 @@ class Daemon:
         """Whether this is Podman, which speaks Docker's API with small differences."""
         return bool(self._info.get(_PODMAN))
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the socket proxy stands before it, which refuses what sandboxes rarely need."""
+        return GIVEN in self._info
+
     def require_room(self, spec: SandboxSpec) -> None:
         """Refuse limits that this daemon cannot set or its machine cannot give.
 
@@ -93,6 +98,11 @@ class Daemon:
             raise SandboxError(f"the task asks for cpus={spec.cpus:g}, but the Docker machine has {processors}")
         if memory_mb and spec.memory_mb > memory_mb:
             raise SandboxError(f"the task asks for memory_mb={spec.memory_mb}, but the Docker machine has {memory_mb}")
+        if spec.writable_root and self.is_guarded:
+            raise CapabilityError(
+                "the task asks for writable_root, which the socket proxy before this Docker refuses because nothing "
+                "bounds its size; drop it, or use Docker's own socket"
+            )
         if spec.writable_root and spec.disk_mb is not None and not has_quotas(self._info):
             raise CapabilityError(
                 "the task asks for disk_mb with a writable root, which this Docker daemon's storage cannot bound "

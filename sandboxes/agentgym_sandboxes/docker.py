@@ -109,6 +109,8 @@ class DockerBackend:
             SandboxError: what is missing and how to mend it.
         """
         self._daemon.check()
+        if self._daemon.is_guarded:
+            self.capabilities = type(self).capabilities - {"user", "writable_root"}
 
     def accept(self, spec: SandboxSpec) -> None:
         """Refuse what a task asks for and this daemon, or its machine, does not have."""

@@ -247,12 +247,9 @@ def _docker_or_skip() -> None:
 def daemon() -> Iterator[Any]:
     """A daemon that no other test tidies meanwhile."""
     pytest.importorskip("docker", reason="the docker extra is not installed")
-    from private_daemon import PrivateDaemon, why_not
+    from private_daemon import PrivateDaemon, require
 
-    if reason := why_not():
-        if os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require()
     made = PrivateDaemon()
     try:
         made.start()

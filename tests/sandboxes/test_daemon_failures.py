@@ -1,6 +1,5 @@
 """What happens to sandboxes when the daemon under them is restarted, killed or frozen; in an image without Python."""
 
-import os
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ from agentgym.sandbox import SandboxSpec
 
 pytest.importorskip("docker", reason="the docker extra is not installed")
 
-from private_daemon import IMAGE, PrivateDaemon, why_not
+from private_daemon import IMAGE, PrivateDaemon, require
 
 from agentgym_sandboxes.docker import DockerBackend
 
@@ -26,10 +25,7 @@ pytestmark = pytest.mark.docker
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[PrivateDaemon]:
-    if reason := why_not():
-        if os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require()
     daemon = PrivateDaemon()
     try:
         daemon.start()
@@ -111,9 +107,7 @@ def test_a_restart_in_mid_episode_is_the_infrastructures_fault_and_the_next_star
     assert _containers(daemon) == []
 
 
-def test_what_a_killed_daemon_leaves_is_swept(
-    daemon: PrivateDaemon, backend: DockerBackend
-) -> None:
+def test_what_a_killed_daemon_leaves_is_swept(daemon: PrivateDaemon, backend: DockerBackend) -> None:
     box = backend.start(SPEC)
     daemon.stop(signal.SIGKILL)
     with pytest.raises(SandboxError):

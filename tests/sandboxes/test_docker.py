@@ -231,6 +231,8 @@ def test_an_impossible_limit_is_one_clear_sentence(backend: DockerBackend, field
 
 @needs_daemon
 def test_a_disk_that_cannot_be_bounded_is_refused(backend: DockerBackend) -> None:
+    if "writable_root" not in backend.capabilities:
+        pytest.skip("the socket proxy before this Docker allows no writable root at all")
     spec = SandboxSpec(writable_root=True, disk_mb=64)
     try:
         backend.accept(spec)

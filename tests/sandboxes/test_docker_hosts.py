@@ -18,7 +18,7 @@ from agentgym.sandbox import SandboxSpec
 
 docker = pytest.importorskip("docker", reason="the docker extra is not installed")
 
-from private_daemon import IMAGE, PrivateDaemon, busybox_root, why_not  # noqa: E402
+from private_daemon import IMAGE, PrivateDaemon, busybox_root, require  # noqa: E402
 
 from agentgym_sandboxes.docker import DockerBackend  # noqa: E402
 
@@ -36,10 +36,7 @@ PORT = _free_port()
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[PrivateDaemon]:
-    if reason := why_not():
-        if os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require()
     crun = shutil.which("crun")
     config = {"runtimes": {"crun": {"path": crun}}} if crun else {}
     daemon = PrivateDaemon("--host", f"tcp://127.0.0.1:{PORT}", "--tls=false", config=json.dumps(config))

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import docker
+import pytest
 import requests
 from docker.errors import DockerException
 
@@ -28,6 +29,17 @@ def why_not() -> str | None:
         return "a Docker daemon can be started by root only"
     missing = [name for name in ("dockerd", "containerd", "busybox") if shutil.which(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else None
+
+
+def require() -> None:
+    """Skip the test where there can be no such daemon, or fail it where there should be: in CI on a machine of its own.
+
+    In a container that has only Docker's client, AGENTGYM_REQUIRE_DOCKER is "client".
+    """
+    if reason := why_not():
+        if os.environ.get("AGENTGYM_REQUIRE_DOCKER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 class PrivateDaemon:
