@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import http.client
+import os
 import re
 import socket
 import struct
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -30,8 +32,8 @@ METADATA = "169.254.169.254"
 class Place:
     """A proxy with its port on this machine's loopback, as programs in a sandbox see it."""
 
-    def __init__(self, session: Session, port: int) -> None:
-        self.session, self.port = session, port
+    def __init__(self, session: Session, port: int, supervisor: int) -> None:
+        self.session, self.port, self.supervisor = session, port, supervisor
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -72,7 +74,7 @@ def proxied(
         port = free_port()
         session = proxy.open(supervisor.link, Rules.parse(allow), "test", port)
         stack.callback(session.close)
-        yield Place(session, port)
+        yield Place(session, port, supervisor.process.pid)
 
 
 @pytest.fixture
@@ -365,6 +367,22 @@ def test_a_client_that_breaks_off_ends_the_connection_to_the_server() -> None:
             assert gone.wait(10)
 
 
+def test_connections_leave_no_descriptor_behind(place: Place, server: Server) -> None:
+    def descriptors() -> list[int]:
+        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (place.supervisor, os.getpid())]
+
+    before = descriptors()
+    for i in range(60):
+        with place.connect() as one:
+            one.sendall(get(server.server_port)[: None if i % 3 else 20])
+            if i % 3 == 1:
+                everything(one)
+    deadline = time.monotonic() + 10
+    while descriptors() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert descriptors() == before
+
+
 def test_fifty_connections_at_once_are_kept_apart(place: Place, server: Server) -> None:
     answers: dict[int, bytes] = {}
 
@@ -452,7 +470,7 @@ def test_a_proxy_can_be_used_again_after_it_was_closed() -> None:
         for _ in range(2):
             port = free_port()
             session = proxy.open(supervisor.link, Rules.parse(["localhost"]), "test", port)
-            assert Place(session, port).status(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n") in (
+            assert Place(session, port, 0).status(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n") in (
                 403,
                 502,
             )
