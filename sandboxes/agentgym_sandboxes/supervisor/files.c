@@ -77,6 +77,23 @@ static int fail(Walk *walk, int code) {
     return -1;
 }
 
+static struct { /* small files share a frame: each costs the other side more than its bytes do */
+    char data[2 * CHUNK];
+    size_t length;
+} batch;
+
+static void send_batch(const Walk *walk) {
+    if (batch.length) send_frame(ENTRIES, walk->channel, batch.data, batch.length);
+    batch.length = 0;
+    if (queued() > QUEUE_LIMIT) flush_all();
+}
+
+static void send_part(const Walk *walk, const char *data, size_t length) { /* of at most CHUNK bytes */
+    if (batch.length + length > sizeof batch.data) send_batch(walk);
+    memcpy(batch.data + batch.length, data, length);
+    batch.length += length;
+}
+
 static void send_head(Walk *walk, char type, const struct stat *info, const char *path, uint64_t size) {
     char head[ENTRY];
     int64_t time_ns;
@@ -88,11 +105,8 @@ static void send_head(Walk *walk, char type, const struct stat *info, const char
     put64(head + 5, (uint64_t)time_ns);
     put32(head + 13, (uint32_t)strlen(path));
     put64(head + 17, size);
-    Buffer whole = {0};
-    add(&whole, head, ENTRY);
-    add(&whole, path, strlen(path));
-    send_frame(ENTRIES, walk->channel, whole.data, whole.length);
-    free(whole.data);
+    send_part(walk, head, ENTRY);
+    send_part(walk, path, strlen(path));
 }
 
 static int count(Walk *walk, uint64_t size) {
@@ -113,11 +127,9 @@ static int send_file(Walk *walk, int fd, const struct stat *info) {
         if (length < 0 && errno == EINTR) continue;
         if (length < 0) return fail(walk, errno);
         if (length == 0) memset(chunk, 0, most), length = (ssize_t)most; /* it shrank meanwhile */
-        send_frame(ENTRIES, walk->channel, chunk, (size_t)length);
+        send_part(walk, chunk, (size_t)length);
         left -= (uint64_t)length;
-        if (queued() > QUEUE_LIMIT) flush_all();
     }
-    if (queued() > QUEUE_LIMIT) flush_all();
     return 0;
 }
 
@@ -132,7 +144,7 @@ static int send_entry(Walk *walk, int folder, const char *name, int depth) {
         if (length < 0) return fail(walk, errno);
         if (count(walk, (uint64_t)length) < 0) return -1;
         send_head(walk, 'l', &info, walk->path, (uint64_t)length);
-        send_frame(ENTRIES, walk->channel, target, (size_t)length);
+        send_part(walk, target, (size_t)length);
         return 0;
     }
     if (S_ISDIR(info.st_mode)) {
@@ -208,6 +220,7 @@ void get_files(uint32_t channel, const char *data, size_t length) {
         send_folder(&walk, fd, 0);
     } else
         fail(&walk, NOT_PLAIN), close(fd);
+    send_batch(&walk);
     send_done(channel, walk.code, walk.code && walk.code < NOT_PLAIN ? strerror(walk.code) : walk.path);
     flush_all();
 }
