@@ -105,7 +105,9 @@ class Run:
         """Print the tables."""
         titles = {worker.system.key: worker.system.title for worker in self._workers}
         console.print(self._results.table("sandboxes", self._rows, titles))
-        console.print(self._results.verdicts(self._promises(), titles))
+        promised = self._results.verdicts(self._promises(), titles)
+        if promised.row_count:
+            console.print(promised)
         if self._growth:
             table = Table(title="idle sandboxes, MB in all (PSS; of client and daemons the growth)", box=box.MARKDOWN)
             for name in self._growth[0]:
