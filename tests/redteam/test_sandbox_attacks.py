@@ -49,8 +49,8 @@ HOG = (
     "x = bytearray(b'y' * (24 << 20)); time.sleep(5)"
 )
 CRASHES = {
-    "kill everything": "kill -9 -1",
-    "kill everything twice": "(kill -9 -1; kill -9 -1) & kill -9 -1",
+    "kill everything": "kill -9 -1; exit 137",
+    "kill everything twice": "(kill -9 -1; kill -9 -1) & kill -9 -1; exit 137",
     "kill the first process": "kill -9 1; kill -TERM 1; kill -INT 1; kill -HUP 1; kill -SEGV 1; kill -9 $$",
     "memory bomb": "exec python3 -c 'x = bytearray(1 << 33)'",
     "memory hogs that lower their own badness": (
