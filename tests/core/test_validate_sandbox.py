@@ -169,7 +169,7 @@ AMEND = "echo 2 >a && git commit -qa --amend -m two"
 FUTURES = {
     "another commit": ("echo 2 >a && git commit -qam two", "holds 2 commits"),
     "a branch": (
-        "b=$(git symbolic-ref --short HEAD); git checkout -qb x && echo 2 >a && git commit -qam 2 && git checkout -q $b",
+        "b=$(git symbolic-ref --short HEAD); git switch -qc x && echo 2 >a && git commit -qam 2 && git checkout $b",
         "holds 2 commits",
     ),
     "a dangling commit": (AMEND, "fsck says"),

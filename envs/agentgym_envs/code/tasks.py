@@ -8,13 +8,14 @@ from pathlib import Path
 
 from agentgym.errors import TaskError, UnknownNameError
 from agentgym.task import TaskSet
-from agentgym_envs.code import exercism, humaneval, mbpp, procedural, repair
+from agentgym_envs.code import exercism, humaneval, mbpp, procedural, quixbugs, repair
 
 GENERATED = ("repair", "functions")
 _LOADERS: dict[str, Callable[[Path], TaskSet]] = {
     "mbpp": mbpp.tasks,
     "humaneval": humaneval.tasks,
     "exercism": exercism.tasks,
+    "quixbugs": quixbugs.tasks,
 }
 
 
