@@ -7,7 +7,11 @@ from typing import Annotated, Optional
 
 import typer
 
-group = typer.Typer(help="See, mend and lend the places where agent code runs.", no_args_is_help=True)
+_HELP = """See, mend and lend the places where agent code runs.
+
+Example: `agentgym sandbox doctor`
+"""
+group = typer.Typer(help=_HELP, no_args_is_help=True)
 
 TokenFile = Annotated[
     Optional[Path],  # noqa: UP045 -- read by typer at run time
