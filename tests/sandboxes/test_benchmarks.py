@@ -38,15 +38,16 @@ def _run(*arguments: str) -> str:
     with _start(*arguments) as running:
         out, err = running.communicate(timeout=_BENCHMARK_S)
     assert running.returncode == 0, err
+    assert not _made_by(running)
     return out
 
 
-def _made_by_benchmarks() -> list[str]:
+def _made_by(benchmark: subprocess.Popen[str]) -> list[str]:
     client = docker.from_env()
-    label = "agentgym.benchmark"
+    labels = {"label": ["agentgym.benchmark", f"agentgym.pid={benchmark.pid}"]}
     try:
-        containers = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
-        images = client.images.list(all=True, filters={"label": label})
+        containers = client.containers.list(all=True, filters=labels, ignore_removed=True)
+        images = client.images.list(all=True, filters=labels)
         return [str(one.id) for one in (*containers, *images)]
     finally:
         client.close()
@@ -93,7 +94,6 @@ def test_every_system_of_ours_fills_its_column(daemon: None, process: ProcessBac
     assert {row["measured"] is not None for row in found["promised"] if "docker exec" in row["ratio"]} == {True}
     assert [row["sandboxes"] for row in found["growth"]] == [1, 2]
     assert "agentgym docker, warm" in out
-    assert not _made_by_benchmarks()
 
 
 @pytest.mark.docker
@@ -107,21 +107,19 @@ def test_verdicts_are_timed_and_right(daemon: None, process: ProcessBackend, tmp
         for system in ("process", "docker", "pool", "docker-run")
         for measure, count in (("verdict", 20), ("at-4", 1))
     }
-    assert not _made_by_benchmarks()
 
 
 @pytest.mark.docker
 def test_an_interrupted_benchmark_leaves_nothing_behind(daemon: None) -> None:
-    before = set(_made_by_benchmarks())
     with _start("benchmarks.sandbox", "--rounds", "500", "--only", "docker-exec", "--only", "true") as running:
         deadline = time.monotonic() + 60
-        while not (made := set(_made_by_benchmarks()) - before) and time.monotonic() < deadline:
+        while not (made := _made_by(running)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert made
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=60)
     assert running.returncode == 130
-    assert not made & set(_made_by_benchmarks())
+    assert not _made_by(running)
 
 
 def test_a_name_with_a_typo_is_answered_with_the_nearest() -> None:
