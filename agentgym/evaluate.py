@@ -67,7 +67,7 @@ class Report(Record):
     """The weakest trust of all verdicts; None if nothing was scored."""
     mean_turns: float
     mean_sampled_tokens: float | None
-    """None for policies that speak text only."""
+    """None for scripts; what an endpoint sampled is what it said it did."""
     mean_seconds: float
     errors: dict[str, int]
     """Why attempts are unscored, the most frequent reasons."""
@@ -140,7 +140,7 @@ def summarise(tasks: Sequence[Task], groups: Sequence[Group], *, attempts: int) 
     all_attempts = [item for one in groups for item in one.trajectories]
     verdicts = [one.verdict for one in all_attempts if one.scored and one.verdict]
     lost = [one.error or "no reason given" for one in all_attempts if not one.scored]
-    sampled = [float(one.tokens.sampled_count) for one in all_attempts if one.tokens is not None]
+    sampled = [count for one in all_attempts if (count := _sampled(one)) is not None]
     return Report(
         attempts=attempts,
         tasks=len(tasks),
@@ -157,6 +157,13 @@ def summarise(tasks: Sequence[Task], groups: Sequence[Group], *, attempts: int) 
         mean_seconds=_mean([one.seconds for one in all_attempts]),
         errors=dict(Counter(lost).most_common(5)),
     )
+
+
+def _sampled(one: Trajectory) -> float | None:
+    if one.tokens is not None:
+        return float(one.tokens.sampled_count)
+    told = one.extra.get("sampled_tokens")
+    return float(told) if isinstance(told, int) else None
 
 
 def _by_difficulty(tasks: Sequence[Task], counts: Sequence[Count]) -> dict[str, PassAtK]:

@@ -174,6 +174,7 @@ class _Running:
         self.pool = pool
         self.env = rollouts.make_env()
         self.began = time.monotonic()
+        self.sampled = 0
         request = attempt.request
         self.session: PolicySession = rollouts.policy.session(
             Episode(
@@ -225,6 +226,9 @@ class _Running:
         while True:
             began = time.monotonic()
             action = await self.session.act(messages)
+            if self.session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
+                self.sampled += action.sampled
+                self.trajectory.extra = {**self.trajectory.extra, "sampled_tokens": self.sampled}
             step = await self._step(action.message)
             messages, _, terminated, truncated, info = step
             turn = Turn(action.message, messages, info_signals(info), action.stop_reason, action.weight_version)

@@ -1,0 +1,171 @@
+"""A model behind an OpenAI-compatible endpoint as a policy: for evaluation, since it speaks text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from agentgym.errors import RecipeError
+from agentgym.policy import Action, BudgetExceeded, Episode, Sampling, StopReason
+from agentgym.sampling import derive_seed
+from agentgym.tokens import TokenBuffer
+from agentgym.toolcalls.common import UnreadableError, make_call, read_json
+from agentgym.types import Message, ToolCall
+from agentgym_trainers.engines.openai import Completion, OpenAIEngine, OpenAISettings
+
+_ADDRESS = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^,\s]+)(?:,(?P<options>.*))?")
+
+
+def openai_policy(address: str, *, sampling: Sampling | None = None) -> OpenAIPolicy:
+    """Return the policy that `MODEL@URL` names, with options after commas.
+
+    >>> policy = openai_policy("qwen@http://localhost:8000/v1,concurrency=4,retries=2")
+    >>> policy.engine.settings.concurrency
+    4
+
+    Args:
+        address: such as `gpt-5@https://api.openai.com/v1,api_key_variable=OPENAI_API_KEY`; the options are the fields
+            of `OpenAISettings`.
+        sampling: how to draw; without it the endpoint's own defaults hold.
+
+    Raises:
+        RecipeError: the address is malformed, or names an option that does not exist.
+        MissingExtraError: httpx is not installed.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise RecipeError(f"wanted an endpoint like openai:MODEL@http://localhost:8000/v1, found 'openai:{address}'")
+    options: dict[str, Any] = {}
+    for word in (found["options"] or "").split(","):
+        name, sign, text = word.partition("=")
+        if sign:
+            options[name.strip()] = yaml.safe_load(text)
+        elif word:
+            raise RecipeError(f"wanted an option like concurrency=4 after the endpoint, found {word!r}")
+    try:
+        settings = OpenAISettings(model=found["model"], url=found["url"], **options)
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        field = ".".join(str(part) for part in first["loc"])
+        accepted = ", ".join(name for name in OpenAISettings.model_fields if name not in ("model", "url"))
+        raise RecipeError(f"the endpoint's option {field!r}: {first['msg']}; the options are: {accepted}") from error
+    return OpenAIPolicy(OpenAIEngine(settings), sampling)
+
+
+class OpenAIPolicy:
+    """Plays episodes by asking an endpoint, which is given the environment's tools."""
+
+    def __init__(self, engine: OpenAIEngine, sampling: Sampling | None = None) -> None:
+        """Take the engine, and how to draw; its seed is replaced for each turn."""
+        self.engine = engine
+        self.sampling = sampling
+
+    def session(self, episode: Episode) -> OpenAISession:
+        """Begin one episode."""
+        self.engine.open(episode.session)
+        return OpenAISession(self.engine, self.sampling, episode)
+
+
+class OpenAISession:
+    """One conversation with an endpoint."""
+
+    def __init__(self, engine: OpenAIEngine, sampling: Sampling | None, episode: Episode) -> None:
+        self.tokens: TokenBuffer | None = None
+        self._engine = engine
+        self._sampling = sampling
+        self._episode = episode
+        self._history: list[dict[str, Any]] = []
+        self._sampled = 0
+        self._turn = 0
+
+    async def act(self, new_messages: Sequence[Message]) -> Action:
+        """Ask for the next message; what the endpoint counts as its tokens counts against the episode's budget.
+
+        Raises:
+            BudgetExceeded: there is no room for another turn.
+            EndpointError: the endpoint failed, which is nobody's zero.
+        """
+        self.observe(new_messages)
+        left = self._episode.max_tokens - self._sampled
+        if left < 1:
+            raise BudgetExceeded("tokens")
+        made = await self._engine.complete(self._body(left))
+        message, shown = _message(made, self._turn)
+        self._history.append(shown)
+        self._sampled += made.completion_tokens
+        self._turn += 1
+        stop: StopReason = "length" if made.finish_reason == "length" else "stop"
+        return Action(message, stop, sampled=made.completion_tokens)
+
+    def observe(self, new_messages: Sequence[Message]) -> None:
+        """Add messages to the conversation."""
+        self._history += [_shown(one) for one in new_messages]
+
+    def close(self) -> None:
+        """Release the engine's session."""
+        self._engine.release(self._episode.session)
+
+    def _body(self, left: int) -> dict[str, Any]:
+        settings, sampling, episode = self._engine.settings, self._sampling, self._episode
+        limit = min(left, episode.max_tokens_per_turn, sampling.max_tokens if sampling else left)
+        body: dict[str, Any] = {
+            "messages": self._history,
+            settings.max_tokens_field: limit,
+            "seed": derive_seed(episode.seed, "turn", self._turn) % (1 << 31),
+        }
+        if episode.tools and settings.native_tools:
+            body["tools"] = [dict(one) for one in episode.tools]
+        if sampling is not None:
+            body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return body
+
+
+def _shown(message: Message) -> dict[str, Any]:
+    shape = message.openai()
+    if message.role == "tool":
+        shape.pop("name", None)
+        if message.tool_call_id is None:  # it answers a call that was written as text, which the endpoint never saw
+            shape["role"] = "user"
+    return shape
+
+
+def _message(made: Completion, turn: int) -> tuple[Message, dict[str, Any]]:
+    """Return what the model said, for the environment and for the history that the endpoint is shown."""
+    content = made.message.get("content")
+    text = content if isinstance(content, str) else ""
+    given = made.message.get("tool_calls")
+    calls = tuple(
+        _call(one, f"call_{turn}_{index}") for index, one in enumerate(given if isinstance(given, list) else [])
+    )
+    message = Message(role="assistant", content=text, tool_calls=calls)
+    return message, message.openai()
+
+
+def _call(given: Any, default_id: str) -> ToolCall:
+    """Read one call; what is wrong with it becomes its problem, which the environment tells."""
+    shape = given if isinstance(given, dict) else {}
+    function = shape.get("function")
+    function = function if isinstance(function, dict) else {}
+    name, text = function.get("name"), function.get("arguments")
+    call_id = shape["id"] if isinstance(shape.get("id"), str) and shape["id"] else default_id
+    if not isinstance(name, str) or not name:
+        return ToolCall(name="unknown", id=call_id, problem="the tool call has no name")
+    try:
+        arguments = text if isinstance(text, dict) else _arguments(text)
+    except UnreadableError as error:
+        return ToolCall(name=name, id=call_id, problem=f"{name}: {error}")
+    made = make_call(name, arguments, call_id)
+    return made if isinstance(made, ToolCall) else ToolCall(name=name, id=call_id, problem=made)
+
+
+def _arguments(text: Any) -> dict[str, Any]:
+    written = text.strip() if isinstance(text, str) else json.dumps(text)
+    found, end = read_json(written or "{}")
+    if written[end:].strip() or not isinstance(found, dict):
+        raise UnreadableError(f"the arguments must be one JSON object, found {written[:80]!r}")
+    return found
