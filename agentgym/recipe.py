@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
@@ -94,8 +95,18 @@ class Recipe(Record):
     appeals: Appeals | None = None
     """Has a share of the training verdicts judged again, to estimate how often the grader errs."""
     evaluation: EvaluationSection = EvaluationSection()
+    trackers: tuple[Component, ...] = ()
+    """Where training's metrics go beside the run's metrics.jsonl: names such as tensorboard, or names with options."""
     trainer: dict[str, Any] = {"name": "native"}
     """`name` selects a registered trainer; the rest is that trainer's own settings."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _named(cls, trackers: Any) -> Any:
+        each = [{"name": one} if isinstance(one, str) else one for one in trackers or ()]
+        if any(isinstance(one, Mapping) and one.get("name") == "jsonl" for one in each):
+            raise ValueError("metrics.jsonl is always written; leave jsonl out")
+        return each
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -160,6 +171,8 @@ class Recipe(Record):
         if self.appeals is not None:
             self.appeals.check()
         check_appeals(scheme, self.appeals)
+        for tracker in self.trackers:
+            _check_tracker(tracker)
         review = Review(self.noise, self.appeals) if self.noise or self.appeals else None
         train = list(probe.tasks.split("train").take(self.tasks.train))
         held_out = {
@@ -213,6 +226,20 @@ def create(component: Component | SandboxSection, kind: registry.Kind) -> Any:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "options"
         raise RecipeError(f"{kind} {component.name!r}: {field}: {first['msg']}") from error
+
+
+def _check_tracker(tracker: Component) -> None:
+    """Refuse a tracker that is unknown, not installed, or does not take its options."""
+    target = registry.lookup("trackers", tracker.name)
+    try:
+        signature(target).bind(folder="", first_step=0, **tracker.options)
+    except TypeError as error:
+        raise RecipeError(
+            f"trackers: {tracker.name!r} {error}; it takes: {', '.join(signature(target).parameters)}"
+        ) from error
+    check = getattr(target, "check", None)
+    if check is not None:
+        check()
 
 
 def bundled() -> dict[str, Path]:

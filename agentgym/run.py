@@ -24,7 +24,11 @@ METRICS = "metrics.jsonl"
 
 
 class Tracker(Protocol):
-    """Where numbers go. Built with the run's folder."""
+    """Where numbers go.
+
+    One that a recipe names is built with `folder`, the run's, with `first_step`, from which on anything that it wrote
+    before is void, and with its options. A static `check()`, if it has one, refuses before a run begins.
+    """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; they survive a kill right after this call."""

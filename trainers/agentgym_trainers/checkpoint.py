@@ -19,7 +19,7 @@ from agentgym.errors import AgentgymError
 from agentgym_trainers.models import export
 
 _PREFIX = "step-"
-_FREE = ("name", "evaluation", "trainer.checkpoint")
+_FREE = ("name", "evaluation", "trackers", "trainer.checkpoint")
 """Recipe fields that may differ between a run and its continuation: they change no weight."""
 
 

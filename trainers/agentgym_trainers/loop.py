@@ -37,6 +37,7 @@ from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.reporting import Metrics, rollout_metrics
 from agentgym_trainers.settings import TrainerSettings
+from agentgym_trainers.trackers import Trackers
 
 
 def train(prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Progress | None = None) -> None:
@@ -78,8 +79,9 @@ class Trainer:
         checkpoint = self.checkpoints.latest()
         if checkpoint and not resume:
             raise CheckpointError(f"{self.run.path} has checkpoints already; resume it, or train into a new folder")
-        self.run.rewind(checkpoint.step + 1 if checkpoint else 0)
-        self.tracker = self.run.tracker()
+        first_step = checkpoint.step + 1 if checkpoint else 0
+        self.run.rewind(first_step)
+        self.tracker = Trackers.open(self.run, self.recipe.trackers, first_step)
         with closing(self.tracker), asyncio.Runner() as runner:
             runner.run(self._train(checkpoint))
 
