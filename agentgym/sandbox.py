@@ -49,7 +49,7 @@ class SandboxSpec(BaseModel):
     disk_mb: Annotated[int, Field(ge=1)] | None = None
     """Bytes that the sandbox may write in all, in MB; None leaves it to the backend."""
     workdir: str | None = None
-    """Where commands run and files are; None is the backend's own folder."""
+    """Where commands run and files are; None is the backend's own folder, or with a writable root the image's."""
     writable_root: bool = False
     """Let the agent change any file that its user may, such as a repository that the image holds."""
     env: dict[str, str] = {}

@@ -113,6 +113,11 @@ class Daemon:
         """Return the image's name once it is known to be there."""
         return self.images.require(image or self.image)
 
+    def workdir(self, image: str) -> str:
+        """Return the folder that an image itself says commands run in."""
+        found: dict[str, Any] = self.connect().inspect_image(image)  # type: ignore[no-untyped-call]
+        return str((found.get("Config") or {}).get("WorkingDir") or "/")
+
     def forget_image(self, image: str) -> Callable[[], None]:
         """Return what removes an image that we made."""
 

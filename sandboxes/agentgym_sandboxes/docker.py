@@ -42,6 +42,7 @@ _GREETING_S = 60.0
 _STARTS_PER_CORE = 2
 _WARM_S = 900.0
 """How long a sandbox may wait to be used."""
+_WARM_UP_S = 10.0
 
 
 class DockerBackend:
@@ -143,7 +144,10 @@ class DockerBackend:
         return self._pool.stats if self._pool else PoolStats()
 
     def _create_warm(self, spec: SandboxSpec) -> SupervisedSandbox:
-        return self._create(spec, _WARM_S)
+        sandbox = self._create(spec, _WARM_S)
+        # The first program in a fresh container finds none of its files in memory. What is not there costs nothing.
+        sandbox.exec(["python3", "-I", "-S", "-B", "-c", "pass"], timeout=_WARM_UP_S, output_limit=0)
+        return sandbox
 
     def _create(self, spec: SandboxSpec, longer_s: float = 0.0) -> SupervisedSandbox:
         self.accept(spec)
@@ -234,7 +238,7 @@ class DockerBackend:
             container[:12],
             link,
             place,
-            workdir=spec.workdir or WORKDIR,
+            workdir=spec.workdir or (self._daemon.workdir(image) if spec.writable_root else WORKDIR),
             folders=folders(spec),
             lifetime=lifetime,
             owner=self,

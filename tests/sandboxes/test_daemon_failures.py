@@ -74,6 +74,13 @@ def test_any_image_with_a_shell_will_do(backend: DockerBackend) -> None:
         assert b"sleep" not in box.exec("ps").stdout
 
 
+def test_with_a_writable_root_commands_run_where_the_image_says(backend: DockerBackend) -> None:
+    spec = SPEC.model_copy(update={"writable_root": True})
+    with backend.start(spec) as box:
+        assert (box.workdir, box.exec("pwd").stdout) == ("/", b"/\n")
+        assert box.exec("echo x > /tmp/file && cat tmp/file").stdout == b"x\n"
+
+
 def test_a_restart_in_mid_episode_is_the_infrastructures_fault_and_the_next_start_works(
     daemon: PrivateDaemon,
     backend: DockerBackend,

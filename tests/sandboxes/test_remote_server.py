@@ -32,6 +32,7 @@ from agentgym_sandboxes.serving.desk import Desk
 from agentgym_sandboxes.serving.limits import Limits
 from agentgym_sandboxes.serving.server import find_token
 from agentgym_sandboxes.serving.server import serve as serve_backend
+from agentgym_sandboxes.serving.tenant import Tenant
 
 Serve = Callable[..., Any]
 SPEC = SandboxSpec()
@@ -381,3 +382,13 @@ def test_a_server_is_exposed_by_an_explicit_word_and_its_client_is_warned(
     with connect(server).start(SPEC) as box:
         assert box.exec("echo alive").stdout == b"alive\n"
     assert "unencrypted" in caplog.text
+
+
+def test_a_server_builds_nothing_for_its_clients() -> None:
+    watched = CountingBackend(ProcessBackend())
+    tenant = Tenant(watched, Limits())
+    spec = SandboxSpec(image='build:{"run":["id"]}')
+    for refuse in (tenant.accept, tenant.start):
+        with pytest.raises(CapabilityError, match="builds no images for its clients"):
+            refuse(spec)
+    assert watched.started == 0

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from agentgym.errors import SandboxError
+from agentgym.errors import CapabilityError, SandboxError
+from agentgym.image import BUILD
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec, Shell, Terminal
 from agentgym_sandboxes.serving.limits import Limits
 
@@ -38,10 +39,12 @@ class Tenant:
 
     def accept(self, spec: SandboxSpec) -> None:
         """Refuse what `start` would refuse."""
+        _refuse_builds(spec)
         self._backend.accept(spec)
 
     def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox."""
+        _refuse_builds(spec)
         return self._begin(lambda: self._backend.start(spec))
 
     def fork(self, snapshot: str) -> Sandbox:
@@ -172,3 +175,11 @@ class Tenant:
             end(name)
         except Exception:  # one that resists must not keep the others alive; it is tried again
             logger.warning("%s cannot be ended yet", what, exc_info=True)
+
+
+def _refuse_builds(spec: SandboxSpec) -> None:
+    # The lines of a build run as root in a container with a network: that is more than a sandbox is lent for.
+    if (spec.image or "").startswith(BUILD):
+        raise CapabilityError(
+            "this server builds no images for its clients: have the image built where the server runs, and name it"
+        )
