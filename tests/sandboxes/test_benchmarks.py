@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -44,7 +45,7 @@ def _run(*arguments: str) -> str:
 
 def _made_by(benchmark: subprocess.Popen[str]) -> list[str]:
     client = docker.from_env()
-    labels = {"label": ["agentgym.benchmark", f"agentgym.pid={benchmark.pid}"]}
+    labels: Any = {"label": ["agentgym.benchmark", f"agentgym.pid={benchmark.pid}"]}
     try:
         containers = client.containers.list(all=True, filters=labels, ignore_removed=True)
         images = client.images.list(all=True, filters=labels)
