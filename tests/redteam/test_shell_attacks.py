@@ -81,19 +81,19 @@ def alive(marker: str) -> bool:
 
 
 def test_a_child_that_leaves_its_group_outlives_a_naive_timeout_and_no_other(anywhere: SandboxBackend) -> None:
-    first, second = (f"9.{secrets.randbelow(10**9):09d}" for _ in range(2))
+    naive, ours = (f"9.{secrets.randbelow(10**9):09d}" for _ in range(2))
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run(
-            ["/bin/sh", "-c", f"setsid nohup sleep {first} >/dev/null 2>&1 & exec sleep 5"], timeout=0.5, check=False
+            ["/bin/sh", "-c", f"setsid nohup sleep {naive} >/dev/null 2>&1 & exec sleep 5"], timeout=0.5, check=False
         )
-    assert alive(first)
+    assert alive(naive)
     with anywhere.start(SandboxSpec()) as box:
-        result = box.exec(f"setsid nohup sleep {second} >/dev/null 2>&1 & exec sleep 60", timeout=1)
+        result = box.exec(f"setsid nohup sleep {ours} >/dev/null 2>&1 & exec sleep 60", timeout=1)
         assert result.timed_out
         deadline = time.monotonic() + 3
-        while alive(second) and time.monotonic() < deadline:
+        while alive(ours) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not alive(second)
+        assert not alive(ours)
 
 
 @pytest.mark.parametrize("script", ["exit 0", "exec true", "kill -9 $$"])
