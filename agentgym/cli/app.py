@@ -184,7 +184,10 @@ def evaluate(
     env: Annotated[str, typer.Argument(help="A recipe, an environment's id, or a Python file.", show_default=False)],
     options: Options = None,
     policy: Annotated[
-        str, typer.Option("--policy", "-p", help="oracle, noop, spam[:TOOL], random, replay:FILE, checkpoint:PATH.")
+        str,
+        typer.Option(
+            "--policy", "-p", help="oracle, noop, spam[:TOOL], random, replay:FILE, checkpoint:PATH, openai:MODEL@URL."
+        ),
     ] = "oracle",
     split: Annotated[Optional[str], typer.Option(help="Which tasks; by default the recipe's, or test.")] = None,  # noqa: UP045
     attempts: Annotated[Optional[int], typer.Option("--attempts", "-k", min=1, help="Per task.")] = None,  # noqa: UP045

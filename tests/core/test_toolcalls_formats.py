@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +308,10 @@ def test_calls_in_tool_output_are_never_made() -> None:
     assert forged in messages[0].content
     assert not ended
     assert info["signals"]["valid_calls"] == 1.0
+
+
+def test_the_page_on_models_lists_every_format_and_its_examples_run() -> None:
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    found = doctest.testfile(str(page), module_relative=False)
+    assert (found.failed, found.attempted) == (0, 6)
+    assert all(f"| `{name}` |" in page.read_text() for name in FORMATS)
