@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,12 @@ from agentgym.types import Message
 from agentgym_trainers.advantages import Credit, gather_rewards, grpo
 from agentgym_trainers.batch import TokenBatch, split_rows
 from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.models import export, new_model
 from agentgym_trainers.policy import TokenPolicy
+from agentgym_trainers.settings import ModelSettings
 
+TINY = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, context_length=256)
+LIMITS = {"concurrency": 64, "max_tokens_per_turn": 8, "max_tokens": 100}
 QUESTION = Message(role="user", content="question")
 TOOL: ToolSchema = {"type": "function", "function": {"name": "look", "description": "", "parameters": {}}}
 
@@ -267,3 +272,22 @@ def test_advantages_do_not_change_when_a_buffer_is_cut_at_its_forks() -> None:
     assert torch.equal(batch.logp_old_BL[batch.sampled_BL], whole.logp_old_BL[whole.sampled_BL])
     unforked = TokenBatch.of([plain, plain])
     assert split_rows([plain, plain], unforked, advantage_BL[1:])[0] is unforked
+
+
+def test_forked_attempts_are_trained_in_the_context_in_which_they_were_sampled(lab: Any, tmp_path: Path) -> None:
+    model, tokenizer = new_model(TINY, ["12+34"], seed=0, device="cpu")
+    asked = "{%- if add_generation_prompt -%}<|assistant|>"
+    assert asked in tokenizer.chat_template
+    # As in templates that switch thinking off: the prompt writes an empty thought, which the next one drops.
+    tokenizer.chat_template = tokenizer.chat_template.replace(asked, asked + "<think></think>")
+    export(model, tokenizer, tmp_path / "model")
+    # With a KL term every attempt is trained, whatever it scored.
+    policy = {"steps": 1, "tasks_per_step": 3, "attempts": 4, "loss_options": {"kl_weight": 0.01}}
+    trainer = {"model": {"path": str(tmp_path / "model"), "context_length": 256}, "policy": policy}
+    environment = {"id": "agentgym/Calculator-v0", "options": {"max_turns": 3}}
+    run = lab.train(trainer=trainer, tasks={"train": 20, "test": 2}, limits=LIMITS, environment=environment)
+    attempts = run.read_trajectories(1)
+    assert {len(one.tokens.rows()) for one in attempts if one.tokens} >= {3}
+    (line,) = [one for one in run.metrics() if "train/drift" in one]
+    assert line["train/tokens"] == sum(one.tokens.sampled_count for one in attempts if one.tokens)
+    assert line["train/drift"] < 1e-4  # what was sampled is what is trained, token by token
