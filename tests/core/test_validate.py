@@ -196,3 +196,17 @@ def test_a_long_line_of_a_hidden_program_is_a_leak_too() -> None:
             return ">   return x * 31 + sum(map(int, str(x)))"
 
     assert validated(Quoting).failed("nothing hidden is shown")
+
+
+def test_a_literal_whose_value_the_prompt_says_is_no_leak_and_another_is() -> None:
+    def saying(literal: str) -> Validation:
+        class Says(GoldEnv):
+            tasks = TaskSet("says", lambda: [one_task(expected=literal)])
+
+            def on_text(self, text: str) -> str:
+                return f"TypeError: expected {literal}"
+
+        return validated(Says)
+
+    assert saying("'the word'").findings == ()
+    assert saying("'the gold'").failed("nothing hidden is shown")
