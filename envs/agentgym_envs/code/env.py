@@ -52,8 +52,8 @@ class CodeEnv(AgentEnv):
 
         Args:
             tasks: a task set; without one, `family` makes it.
-            family: `repair` or `functions` (generated), or `mbpp`, `humaneval`, `exercism`, `quixbugs` (read from
-                `path`).
+            family: `repair` or `functions` (generated), or `mbpp`, `humaneval`, `exercism`, `quixbugs`,
+                `classeval`, `cruxeval` (read from `path`).
             path: the file of a family that is read from one.
             count: how many tasks to generate.
             difficulty: the generated family's dial.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agentgym.errors import TaskError, UnknownNameError
 from agentgym.task import TaskSet
-from agentgym_envs.code import exercism, humaneval, mbpp, procedural, quixbugs, repair
+from agentgym_envs.code import classeval, cruxeval, exercism, humaneval, mbpp, procedural, quixbugs, repair
 
 GENERATED = ("repair", "functions")
 _LOADERS: dict[str, Callable[[Path], TaskSet]] = {
@@ -16,6 +16,8 @@ _LOADERS: dict[str, Callable[[Path], TaskSet]] = {
     "humaneval": humaneval.tasks,
     "exercism": exercism.tasks,
     "quixbugs": quixbugs.tasks,
+    "classeval": classeval.tasks,
+    "cruxeval": cruxeval.tasks,
 }
 
 
