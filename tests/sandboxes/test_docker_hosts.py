@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -144,26 +145,32 @@ def test_a_runtime_that_is_not_there_is_one_clear_sentence(
 
 
 @pytest.fixture
-def podman(tmp_path: Path) -> Iterator[str]:
+def podman() -> Iterator[str]:
     """Podman's own service, as root, with a configuration that also works inside a container."""
     if shutil.which("podman") is None or os.geteuid() != 0:
         pytest.skip("Podman is not installed, or may not run here")
-    (tmp_path / "containers.conf").write_text(
+    folder = Path(tempfile.mkdtemp(prefix="agp-"))  # names of sockets must be short
+    (folder / "containers.conf").write_text(
         '[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\nruntime="runc"\n'
     )
-    (tmp_path / "storage.conf").write_text(
-        f'[storage]\ndriver="vfs"\ngraphroot="{tmp_path}/graph"\nrunroot="{tmp_path}/run"\n'
+    (folder / "storage.conf").write_text(
+        f'[storage]\ndriver="vfs"\ngraphroot="{folder}/graph"\nrunroot="{folder}/run"\n'
     )
-    socket_path = tmp_path / "p.sock"
+    socket_path = folder / "p.sock"
     names = {"CONTAINERS_CONF": "containers.conf", "CONTAINERS_STORAGE_CONF": "storage.conf"}
-    environment = {**os.environ, **{name: f"{tmp_path}/{file}" for name, file in names.items()}}
+    environment = {**os.environ, **{name: f"{folder}/{file}" for name, file in names.items()}}
     command = ["podman", "system", "service", "--time=0", f"unix://{socket_path}"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as service:
         deadline = time.monotonic() + 20
-        while not socket_path.exists() and service.poll() is None and time.monotonic() < deadline:
+        while service.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as knocker:
+                knocker.connect(str(socket_path))
+                break
             time.sleep(0.05)
         yield f"unix://{socket_path}"
         service.terminate()
+    subprocess.run(["podman", "system", "reset", "--force"], env=environment, capture_output=True, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.docker
