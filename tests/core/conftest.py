@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from agentgym import cli, registry
+from agentgym.cli.console import out
 from agentgym.errors import SandboxError
 
 
@@ -21,7 +22,8 @@ def shell(
     """Return what runs one command; `stdin` is what a person types."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    # Read when the console was made, which is long ago, in a process that another may have given its own width.
+    monkeypatch.setattr(out, "width", 200)
 
     def run(*words: object, stdin: str = "") -> CompletedProcess[str]:
         typed = iter(stdin.splitlines())
