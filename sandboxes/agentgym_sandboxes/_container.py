@@ -23,6 +23,7 @@ from agentgym_sandboxes._supervised import RunOptions
 _FORBIDDEN = 403
 _OOM_NEWS_S = 1.0
 _POLL_S = 0.02
+_REMOVAL_S = 10.0
 
 
 class Container:
@@ -92,13 +93,20 @@ class Container:
     def remove(self) -> None:
         """Remove the container and everything in it."""
         knock()
-        try:
-            self._api.remove_container(self._container, v=True, force=True)
-        except NotFound:
-            pass
-        except (DockerException, requests.RequestException) as error:
-            if "already in progress" not in str(error):
-                raise SandboxError(f"container {self.id} cannot be removed: {error}") from error
+        deadline = time.monotonic() + _REMOVAL_S
+        while True:
+            try:
+                self._api.remove_container(self._container, v=True, force=True)
+            except NotFound:
+                return
+            except (DockerException, requests.RequestException) as error:
+                # Podman minds when a container ends by itself just as it is to be ended.
+                if "state improper" in str(error) and time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
+                    continue
+                if "already in progress" not in str(error):
+                    raise SandboxError(f"container {self.id} cannot be removed: {error}") from error
+            return
 
     def commit(self, labels: dict[str, str]) -> str:
         """Make an image of the root filesystem as it is, and return its name."""
