@@ -1,0 +1,129 @@
+"""Make or load what a run works with: the model, its chat format, an engine, a learner, and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from agentgym import registry
+from agentgym.evaluate import attempt_all, summarise
+from agentgym.policy import Sampling
+from agentgym.recipe import Prepared
+from agentgym.sampling import derive_seed
+from agentgym.tokens import TokenBuffer
+from agentgym.types import Group, Trajectory
+from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.checkpoint import Checkpoint
+from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
+from agentgym_trainers.learner import Learner
+from agentgym_trainers.models import load_model, new_model
+from agentgym_trainers.native import Progress
+from agentgym_trainers.policy import TokenPolicy
+from agentgym_trainers.settings import TrainerSettings
+
+Metrics = dict[str, float]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a run works with."""
+
+    prepared: Prepared
+    settings: TrainerSettings
+    model: Any
+    chat: ChatFormat
+    context_length: int
+    """Tokens, prompt and answers together: the recipe's limit or the model's, whichever is less."""
+    engine: Any
+    learner: Learner
+    demonstrations: list[TokenBuffer]
+    progress: Progress
+
+    def speaker(self, engine: Any, sampling: Sampling) -> TokenPolicy:
+        """Return a policy that samples with an engine."""
+        return TokenPolicy(engine, self.chat, sampling, self.context_length)
+
+    @property
+    def behaviour(self) -> Sampling:
+        """How training episodes are sampled."""
+        return Sampling(temperature=self.settings.policy.temperature, max_tokens=self.context_length)
+
+    async def evaluate(self) -> tuple[list[Group], Metrics]:
+        """Attempt the held-out tasks; return the attempts and the report's figures."""
+        recipe, tasks = self.prepared.recipe, self.prepared.held_out
+        section = recipe.evaluation
+        engine = make_engine(self.settings, self.model, "eager")
+        try:
+            groups = await attempt_all(
+                self.prepared.make_env,
+                tasks,
+                self.speaker(engine, section.sampling),
+                attempts=section.attempts,
+                limits=recipe.limits,
+                seed=recipe.seed,
+                on_done=counter(self.progress, "held-out attempts", len(tasks) * section.attempts),
+            )
+        finally:
+            await engine.close()
+        return groups, summarise(tasks, groups, attempts=section.attempts).metrics()
+
+
+def make_engine(settings: TrainerSettings, model: Any, batching: str) -> Any:
+    """Build the recipe's engine over a model."""
+    engine = settings.engine
+    given = {"batching": batching, "max_batch": settings.compute.max_batch, **engine.options}
+    return registry.create("engines", engine.name, model=model, **given)
+
+
+def counter(progress: Progress, phase: str, total: int) -> Any:
+    """Return what tells of each finished episode of a phase."""
+    done = count(1)
+
+    def tell(_: Trajectory) -> None:
+        progress(phase, next(done), total, {})
+
+    return tell
+
+
+async def build(
+    prepared: Prepared,
+    settings: TrainerSettings,
+    checkpoint: Checkpoint | None,
+    state: Mapping[str, Any] | None,
+    progress: Progress,
+) -> Parts:
+    """Build everything, from a checkpoint's model if there is one."""
+    model_settings, compute, seed = settings.model, settings.compute, prepared.recipe.seed
+    warm = state is None or state["step"] < settings.sft.steps
+    shown = await _demonstrate(prepared, settings, progress) if warm and settings.sft.steps else []
+    if checkpoint is not None:
+        model, tokenizer = load_model(checkpoint.model_path, compute.device)
+    elif model_settings.path is not None:
+        model, tokenizer = load_model(model_settings.path, compute.device)
+    else:
+        corpus = texts_of(shown) or [task.public.prompt for task in prepared.train]
+        model, tokenizer = new_model(model_settings, corpus, derive_seed(seed, "model"), compute.device)
+    chat = ChatFormat(tokenizer, thinking=settings.chat.thinking, calls=settings.chat.calls)
+    context = min(model_settings.context_length, model.config.max_position_embeddings)
+    tools = [one.schema for one in prepared.make_env().tools.values()]
+    tokenised = await tokenise(shown, chat, context, tools)
+    rows = [row for one in tokenised for row in train_context(one).rows()]
+    engine = make_engine(settings, model, "lockstep")
+    learner = Learner(model, compute)
+    learner.begin(settings.sft.optim, settings.sft.steps)
+    return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress)
+
+
+async def _demonstrate(prepared: Prepared, settings: TrainerSettings, progress: Progress) -> Sequence[Any]:
+    sft = settings.sft
+    tasks = prepared.train[: sft.demonstrations]
+    return await demonstrate(
+        prepared.make_env,
+        tasks,
+        prepared.recipe.limits,
+        hinted_share=sft.hinted_share,
+        seed=derive_seed(prepared.recipe.seed, "demonstrations"),
+        on_done=counter(progress, "demonstrations", len(tasks)),
+    )

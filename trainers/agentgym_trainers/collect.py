@@ -1,0 +1,72 @@
+"""Where a step's groups come from. Here: sampled on the spot, from the weights that they will change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from agentgym.rollout import Rollouts
+from agentgym.sampling import Sampler, derive_seed
+from agentgym.task import Task
+from agentgym.types import Group
+from agentgym_trainers.build import Parts
+
+Metrics = dict[str, float]
+
+
+class Collector(Protocol):
+    """Gives every step its groups."""
+
+    async def next(self, step: int) -> tuple[list[Group], Metrics]:
+        """Return the groups to train on at a step, and what there is to say about how they came."""
+        ...
+
+    async def updated(self) -> None:
+        """Sample from the learner's new weights from here on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as plain data, all that is needed to go on from here."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        ...
+
+    async def close(self) -> None:
+        """End what is under way."""
+        ...
+
+
+class LockStep:
+    """Samples a step's groups, then lets the learner train: on-policy, and the same bits every time."""
+
+    def __init__(self, parts: Parts, sampler: Sampler, tasks: Mapping[str, Task]) -> None:
+        """Take what to sample with, and from which tasks."""
+        self._parts = parts
+        self._sampler = sampler
+        self._tasks = tasks
+
+    async def next(self, step: int) -> tuple[list[Group], Metrics]:
+        """Roll out the next tasks."""
+        prepared, policy = self._parts.prepared, self._parts.settings.policy
+        tasks = [self._tasks[name] for name in self._sampler.next(policy.tasks_per_step)]
+        limits = prepared.recipe.limits.model_copy(update={"waves": True})
+        speaker = self._parts.speaker(self._parts.engine, self._parts.behaviour)
+        rollouts = Rollouts(prepared.make_training_env, speaker, limits)
+        seed = derive_seed(prepared.recipe.seed, "rollout", step)
+        return await rollouts.run_guided(tasks, prepared.guidance, size=policy.attempts, seed=seed), {}
+
+    async def updated(self) -> None:
+        """The engine shares the learner's model: it only counts."""
+        self._parts.engine.update_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is under way between steps."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing was under way."""
+
+    async def close(self) -> None:
+        """Nothing is under way."""
