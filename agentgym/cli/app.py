@@ -9,9 +9,11 @@ import typer
 
 from agentgym.cli import sandboxes
 from agentgym.cli.console import errors
+from agentgym.cli.plugins import PluginGroup
 
 app = typer.Typer(
     name="agentgym",
+    cls=PluginGroup,
     help="Train and evaluate language-model agents on tasks with verifiable rewards.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
