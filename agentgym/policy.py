@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -34,6 +34,9 @@ class Generation:
     logprobs: list[float]
     stop_reason: StopReason
     weight_version: int = 0
+    """The oldest weights that sampled any of the tokens."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """(weight version, tokens) in order, where the weights changed on the way; empty where one version sampled all."""
 
 
 class Engine(Protocol):
@@ -60,6 +63,35 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Free what the engine holds; pending requests end with stop reason `abort`."""
+        ...
+
+
+class TrainableEngine(Engine, Protocol):
+    """An engine that can be trained with: its tokens are the model's own, and its weights follow the learner's."""
+
+    owns_weights: bool
+    """False where it samples from the learner's own tensors: nothing may be pending while those change."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are under way."""
+        ...
+
+    async def abort(self, session: str) -> None:
+        """End the session's request, if it has one: its `generate` returns what was sampled so far, as `abort`."""
+        ...
+
+    async def update_weights(
+        self, weights: Iterable[tuple[str, Any]] | None = None, version: int | None = None
+    ) -> None:
+        """Sample from the learner's present weights from here on; no key or value of older ones is read again.
+
+        Requests under way continue with the new weights, and their generations tell which version sampled what.
+
+        Args:
+            weights: names and whole tensors as transformers names them; None takes those of the model it was built of.
+            version: what to call them; by default one more than before.
+        """
         ...
 
 

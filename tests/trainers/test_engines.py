@@ -187,12 +187,30 @@ def test_drawing_inverts_the_cumulative_distribution(logits: list[float], unifor
 
 
 def test_a_weight_update_is_counted(tiny: Tiny) -> None:
-    engine = HFEngine(tiny[0])
-    engine.update_weights()
-    assert engine.weight_version == 1
-    engine.update_weights(7)
-    assert engine.weight_version == 7
-    asyncio.run(engine.close())
+    async def play() -> tuple[int, int]:
+        engine = HFEngine(tiny[0])
+        await engine.update_weights()
+        first = engine.weight_version
+        await engine.update_weights(version=7)
+        await engine.close()
+        return first, engine.weight_version
+
+    assert asyncio.run(play()) == (1, 7)
+
+
+def test_an_aborted_request_returns_what_was_sampled(tiny: Tiny) -> None:
+    async def play() -> tuple[Generation, int]:
+        engine = HFEngine(tiny[0])
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=100_000), "a", ()))
+        await asyncio.sleep(0.2)
+        await engine.abort("a")
+        made, left = await asked, engine.pending
+        await engine.close()
+        return made, left
+
+    made, left = asyncio.run(play())
+    assert (made.stop_reason, left) == ("abort", 0)
+    assert len(made.ids) == len(made.logprobs) > 1
 
 
 def test_a_script_is_spoken_as_tokens(tiny: Tiny) -> None:

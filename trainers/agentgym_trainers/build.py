@@ -9,7 +9,7 @@ from typing import Any
 
 from agentgym import registry
 from agentgym.evaluate import attempt_all, summarise
-from agentgym.policy import Sampling
+from agentgym.policy import Sampling, TrainableEngine
 from agentgym.recipe import Prepared
 from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
@@ -36,7 +36,7 @@ class Parts:
     chat: ChatFormat
     context_length: int
     """Tokens, prompt and answers together: the recipe's limit or the model's, whichever is less."""
-    engine: Any
+    engine: TrainableEngine
     learner: Learner
     demonstrations: list[TokenBuffer]
     progress: Progress
@@ -54,7 +54,7 @@ class Parts:
         """Attempt the held-out tasks; return the attempts and the report's figures."""
         recipe, tasks = self.prepared.recipe, self.prepared.held_out
         section = recipe.evaluation
-        engine = make_engine(self.settings, self.model, "eager")
+        engine = self.engine if self.engine.owns_weights else make_engine(self.settings, self.model, "eager")
         try:
             groups = await attempt_all(
                 self.prepared.make_env,
@@ -66,15 +66,17 @@ class Parts:
                 on_done=counter(self.progress, "held-out attempts", len(tasks) * section.attempts),
             )
         finally:
-            await engine.close()
+            if engine is not self.engine:
+                await engine.close()
         return groups, summarise(tasks, groups, attempts=section.attempts).metrics()
 
 
-def make_engine(settings: TrainerSettings, model: Any, batching: str) -> Any:
+def make_engine(settings: TrainerSettings, model: Any, batching: str) -> TrainableEngine:
     """Build the recipe's engine over a model."""
     engine = settings.engine
     given = {"batching": batching, "max_batch": settings.compute.max_batch, **engine.options}
-    return registry.create("engines", engine.name, model=model, **given)
+    made: TrainableEngine = registry.create("engines", engine.name, model=model, **given)
+    return made
 
 
 def counter(progress: Progress, phase: str, total: int) -> Any:

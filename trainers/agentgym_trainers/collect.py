@@ -58,8 +58,8 @@ class LockStep:
         return await rollouts.run_guided(tasks, prepared.guidance, size=policy.attempts, seed=seed), {}
 
     async def updated(self) -> None:
-        """The engine shares the learner's model: it only counts."""
-        self._parts.engine.update_weights()
+        """Tell the engine; nothing is under way."""
+        await self._parts.engine.update_weights()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is under way between steps."""

@@ -77,6 +77,7 @@ class Trainer:
         self.collector = LockStep(self.parts, self._sampler, self._tasks)
         if state is not None:
             self._restore(state)
+            await self.parts.engine.update_weights(version=state["weight_version"])
         gc.collect()
         gc.freeze()  # a full collection walks all of torch: a tenth of a second, several times per rollout
         try:
@@ -100,6 +101,7 @@ class Trainer:
             if self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps:
                 self._save()
         self._begin_policy()
+        await self.parts.engine.update_weights(version=self.parts.engine.weight_version)
         self._log("eval", 0, self.settings.policy.steps, await self._evaluate())
         self._save()
 
@@ -166,4 +168,3 @@ class Trainer:
         self.collector.load_state_dict(state["collector"])
         for name, one in self._learnables.items():
             one.load_state_dict(state["learnables"][name])
-        self.parts.engine.update_weights(state["weight_version"])

@@ -23,6 +23,7 @@ class Request:
     prompt_ids: list[int]
     sampling: Sampling
     stop_ids: frozenset[int]
+    aborted: bool = False
     future: Future[Generation] = field(default_factory=Future)
 
 
@@ -111,7 +112,7 @@ class Batch:
                 self._step()
                 for index in self._live:
                     row = self._rows[index]
-                    if row.stop is None and (closing() or row.request.future.cancelled()):
+                    if row.stop is None and (closing() or row.request.aborted or row.request.future.cancelled()):
                         row.stop = "abort"
                 self._shrink()
         return [Generation(row.ids, row.logprobs, row.stop or "abort", weight_version) for row in self._rows]

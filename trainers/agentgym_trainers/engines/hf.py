@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -44,16 +44,34 @@ class HFEngine:
             patience_s: after this long a lockstep batch leaves without the sessions that it waits for.
         """
         self.weight_version = 0
+        self.owns_weights = False
         self._model = model
         self._lockstep = batching == "lockstep"
         self._max_batch = max_batch
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._open: set[str] = set()
+        self._requests: dict[str, Request] = {}
         self._pending: dict[str, Request] = {}
         self._busy = False
         self._closed = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentgym-hf")
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are under way."""
+        return len(self._requests)
+
+    async def abort(self, session: str) -> None:
+        """End the session's request; its `generate` returns what was sampled so far."""
+        with self._lock:
+            request = self._requests.get(session)
+            waiting = self._pending.pop(session, None)
+        if request is not None:
+            request.aborted = True
+        if waiting is not None:
+            _resolve(waiting, Generation([], [], "abort", self.weight_version))
+            self._pump()
 
     def open(self, session: str) -> None:
         """Announce an episode; open all episodes of a lockstep rollout before the first one generates."""
@@ -76,9 +94,9 @@ class HFEngine:
         with self._lock:
             if self._closed:
                 raise InfrastructureError("the engine is closed; build a new HFEngine")
-            if session in self._pending:
+            if session in self._requests:
                 raise ValueError(f"session {session!r} already has a request; await it before the next turn")
-            self._pending[session] = request
+            self._requests[session] = self._pending[session] = request
         self._pump()
         try:
             return await self._result(request)
@@ -91,8 +109,18 @@ class HFEngine:
             self._open.discard(session)
         self._pump()
 
-    def update_weights(self, version: int | None = None) -> None:
-        """Note that the shared model has new weights."""
+    async def update_weights(
+        self, weights: Iterable[tuple[str, Any]] | None = None, version: int | None = None
+    ) -> None:
+        """Note that the shared model has new weights, or give it some; not while requests are pending.
+
+        Raises:
+            ValueError: requests are pending.
+        """
+        if self.pending:
+            raise ValueError(f"wanted no pending requests while the shared weights change, found {self.pending}")
+        if weights is not None:
+            self._model.load_state_dict(dict(weights), strict=False)
         self.weight_version = self.weight_version + 1 if version is None else version
 
     async def close(self) -> None:
@@ -119,8 +147,9 @@ class HFEngine:
     def _drop(self, request: Request) -> None:
         request.future.cancel()
         with self._lock:
-            if self._pending.get(request.session) is request:
-                del self._pending[request.session]
+            for requests in (self._requests, self._pending):
+                if requests.get(request.session) is request:
+                    del requests[request.session]
         self._pump()
 
     def _pump(self, *, forced: bool = False) -> None:
