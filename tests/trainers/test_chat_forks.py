@@ -19,7 +19,7 @@ from agentgym.rewards import Rewards
 from agentgym.tokens import TokenBuffer, TokenKind
 from agentgym.types import Message
 from agentgym_trainers.advantages import Credit, gather_rewards, grpo
-from agentgym_trainers.batch import TokenBatch, split_rows
+from agentgym_trainers.batch import Rows, TokenBatch
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.models import export, new_model
 from agentgym_trainers.policy import TokenPolicy
@@ -264,14 +264,14 @@ def test_advantages_do_not_change_when_a_buffer_is_cut_at_its_forks() -> None:
     whole = TokenBatch.of(buffers)
     rewards = [Rewards(outcome=[1.0, 0.0, 0.0], step=[[0.5, 0.25], [0.0, 0.0], [0.0, 0.5]], keep=[True] * 3)]
     advantage_BL = grpo(Credit(*gather_rewards(rewards), whole.turn_BL, whole.sampled_BL), per_turn="to_go")
-    batch, cut_BL, attempt_B = split_rows(buffers, whole, advantage_BL)
-    assert attempt_B.tolist() == [0, 0, 1, 2]
+    batch, rows = Rows.of(buffers)
+    cut_BL = rows.cut(advantage_BL, batch.ids_BL.shape[1])
+    assert rows.attempt_R.tolist() == [0, 0, 1, 2]
     assert batch.ids_BL[1, :7].tolist() == [1, 2, 4, 9, 9, 9, 5]
     assert batch.sampled_BL.sum() == whole.sampled_BL.sum()
     assert torch.equal(cut_BL[batch.sampled_BL], advantage_BL[whole.sampled_BL])
     assert torch.equal(batch.logp_old_BL[batch.sampled_BL], whole.logp_old_BL[whole.sampled_BL])
-    unforked = TokenBatch.of([plain, plain])
-    assert split_rows([plain, plain], unforked, advantage_BL[1:])[0] is unforked
+    assert torch.equal(rows.join(cut_BL, advantage_BL), advantage_BL * whole.sampled_BL)
 
 
 def test_forked_attempts_are_trained_in_the_context_in_which_they_were_sampled(lab: Any, tmp_path: Path) -> None:

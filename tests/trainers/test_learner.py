@@ -17,9 +17,10 @@ from agentgym.tokens import TokenBuffer, TokenKind
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.hf import HFEngine
-from agentgym_trainers.learner import CollapseError, Learner
+from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import check_head, token_logprobs
 from agentgym_trainers.losses import off_policy_codes
+from agentgym_trainers.optimizer import CollapseError
 from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
 
 Tiny = tuple[Any, ChatFormat]

@@ -64,29 +64,49 @@ class TokenBatch:
             yield order_R[start:]
 
 
-def split_rows(
-    buffers: Sequence[TokenBuffer], whole: TokenBatch, advantage_BL: Tensor
-) -> tuple[TokenBatch, Tensor, Tensor]:
-    """Return a batch with one row for each row of forked buffers, its advantages, and [R] the attempt of each row.
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the R rows of B forked attempts lie; without forks, rows and attempts are the same."""
 
-    Advantages belong to turns and sampled tokens, so they are estimated over whole attempts and then cut.
-    """
-    if not any(buffer.forks for buffer in buffers):
-        return whole, advantage_BL, torch.arange(len(buffers))
-    rows, spans = [], []
-    for attempt, buffer in enumerate(buffers):
-        start = 0
-        for row in buffer.rows():
-            rows.append(row)
-            spans.append((attempt, start))
-            start += len(row)
-    batch = TokenBatch.of(rows)
-    advantage_RL = torch.zeros(batch.ids_BL.shape, dtype=advantage_BL.dtype)
-    for place, ((attempt, start), length) in enumerate(zip(spans, batch.length_B.tolist(), strict=True)):
-        part_L = advantage_BL[attempt, start : start + length]
-        advantage_RL[place, : len(part_L)] = part_L
-    advantage_RL *= batch.sampled_BL
-    return batch, advantage_RL, torch.tensor([attempt for attempt, _ in spans])
+    attempt_R: Tensor
+    """int64: the attempt of each row."""
+    start_R: Tensor
+    """int64: where the row begins in its attempt's buffer."""
+    length_R: Tensor
+    """int64, in tokens; those after the last sampled one are left out."""
+
+    @classmethod
+    def of(cls, buffers: Sequence[TokenBuffer]) -> tuple[TokenBatch, Self]:
+        """Return a batch with one row for each row of the buffers, and where these rows lie."""
+        rows, places = [], []
+        for attempt, buffer in enumerate(buffers):
+            start = 0
+            for row in buffer.rows():
+                rows.append(row)
+                places.append((attempt, start))
+                start += len(row)
+        batch = TokenBatch.of(rows)
+        attempt_R, start_R = torch.tensor(places, dtype=torch.long).reshape(len(rows), 2).unbind(1)
+        return batch, cls(attempt_R, start_R, batch.length_B)
+
+    def cut(self, whole_BL: Tensor, width: int) -> Tensor:
+        """Return [R, width] what attempts have at their rows' places; 0 where padded."""
+        rows_RL = whole_BL.new_zeros(len(self.attempt_R), width)
+        for row, (attempt, start, length) in enumerate(self._spans()):
+            part_L = whole_BL[attempt, start : start + length]
+            rows_RL[row, : len(part_L)] = part_L
+        return rows_RL
+
+    def join(self, rows_RL: Tensor, whole_BL: Tensor) -> Tensor:
+        """Return [B, L], of the shape of `whole_BL`: what rows have, at their places in the attempts; 0 elsewhere."""
+        joined_BL = rows_RL.new_zeros(whole_BL.shape)
+        for row, (attempt, start, length) in enumerate(self._spans()):
+            part_L = joined_BL[attempt, start : start + length]
+            part_L.copy_(rows_RL[row, : len(part_L)])
+        return joined_BL
+
+    def _spans(self) -> list[list[int]]:
+        return torch.stack([self.attempt_R, self.start_R, self.length_R], 1).tolist()
 
 
 def cut(whole: Tensor, index_R: Tensor, width: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,29 +14,11 @@ from agentgym.tokens import TokenBuffer
 from agentgym_trainers.batch import TokenBatch, cut
 from agentgym_trainers.logprobs import check_head, token_logprobs
 from agentgym_trainers.losses import clipped
+from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
 
 Metrics = dict[str, float]
 Loss = Callable[..., tuple[Tensor, dict[str, float]]]
-
-
-class CollapseError(AgentgymError):
-    """A loss or a gradient is no longer a number; the last checkpoint is the last good state."""
-
-
-def learning_rate(optim: OptimSettings, step: int, steps: int) -> float:
-    """Return the rate of optimizer step 0..steps-1.
-
-    >>> optim = OptimSettings(lr=1.0, schedule="cosine", warmup_steps=2)
-    >>> [round(learning_rate(optim, step, 6), 2) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
-    """
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return optim.lr
-    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Learner:
@@ -48,19 +29,12 @@ class Learner:
         self.model = model
         self.reference: Any | None = None
         """A frozen copy for the KL term, where a phase asks for one."""
-        self.updates = 0
-        """Optimizer steps taken in this phase."""
         self._compute = compute
-        self._optim = OptimSettings()
-        self._steps = 0
-        self._optimizer: torch.optim.AdamW | None = None
+        self._optimizer: Optimizer | None = None
 
     def begin(self, optim: OptimSettings, steps: int, *, keep_reference: bool = False) -> None:
         """Start a phase of `steps` optimizer steps with a fresh optimizer."""
-        self._optim, self._steps, self.updates = optim, steps, 0
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay
-        )
+        self._optimizer = Optimizer(self.model.parameters(), optim, steps)
         self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if keep_reference else None
 
     def sft_step(self, buffers: Sequence[TokenBuffer]) -> Metrics:
@@ -75,7 +49,7 @@ class Learner:
             loss.backward()  # type: ignore[no-untyped-call]
             metrics["loss"] += float(loss.detach())
             metrics["entropy"] += float(entropy_BL.sum()) / total
-        return metrics | self._update(metrics["loss"])
+        return metrics | self._phase.step(metrics["loss"])
 
     def policy_step(
         self,
@@ -114,26 +88,31 @@ class Learner:
             "tokens": sum(one["tokens"] for one in history)
         }
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps taken in this phase."""
+        return self._phase.updates
+
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on."""
-        if self._optimizer is None:
-            raise AgentgymError("the learner has no phase to save; call begin() first")
         return {
             "model": self.model.state_dict(),
             "reference": None if self.reference is None else self.reference.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "updates": self.updates,
+            "optimizer": self._phase.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue a phase that was begun with the same settings."""
-        if self._optimizer is None:
-            raise AgentgymError("the learner has no phase to continue; call begin() first")
+        self._phase.load_state_dict(state["optimizer"])
         self.model.load_state_dict(state["model"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"]
+
+    @property
+    def _phase(self) -> Optimizer:
+        if self._optimizer is None:
+            raise AgentgymError("the learner has no phase yet; call begin() first")
+        return self._optimizer
 
     def _mini_step(
         self,
@@ -164,7 +143,7 @@ class Learner:
             metrics["drift"] = float(drift_B.sum()) / total
             for name, one in metrics.items():
                 sums[name] = sums.get(name, 0.0) + one
-        return sums | self._update(sums["loss"])
+        return sums | self._phase.step(sums["loss"])
 
     def _logprobs(self, model: Any, part: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
         return token_logprobs(
@@ -181,20 +160,3 @@ class Learner:
         device = self.model.device
         moved = (part.ids_BL, part.turn_BL, part.sampled_BL, part.logp_old_BL, part.length_B)
         return TokenBatch(*(one.to(device) for one in moved))
-
-    def _update(self, loss: float) -> Metrics:
-        if self._optimizer is None:
-            raise AgentgymError("the learner has no phase to train in; call begin() first")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._optim.grad_clip))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise CollapseError(
-                f"the loss is {loss} and the gradient's norm {norm} at update {self.updates}; resume from the last "
-                "checkpoint with a lower learning rate"
-            )
-        rate = learning_rate(self._optim, self.updates, self._steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.updates += 1
-        return {"grad_norm": norm, "lr": rate}

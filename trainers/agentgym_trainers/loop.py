@@ -54,7 +54,7 @@ class Trainer:
         self._plain_recipe = self.recipe.model_dump(mode="json")
         self._tasks = {task.id: task for task in prepared.train}
         self._sampler = ShuffledSampler(list(self._tasks), derive_seed(self.recipe.seed, "sampler"))
-        self._update = Update(self.settings.policy, prepared.scheme)
+        self._update = Update(self.settings, prepared.scheme)
         parts = {"scheme": prepared.scheme, "guidance": prepared.guidance}
         self._learnables = {name: part for name, part in parts.items() if isinstance(part, Learnable)}
 
@@ -100,7 +100,7 @@ class Trainer:
             self._log("sft", self.step, sft.steps, {f"sft/{name}": value for name, value in metrics.items()})
             if self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps:
                 self._save()
-        self._begin_policy()
+        self._update.begin(self.parts.learner)
         await self.parts.engine.update_weights(version=self.parts.engine.weight_version)
         self._log("eval", 0, self.settings.policy.steps, await self._evaluate())
         self._save()
@@ -143,11 +143,6 @@ class Trainer:
         self.tracker.log(self.step, metrics)
         self._progress(phase, done, steps, dict(metrics))
 
-    def _begin_policy(self) -> None:
-        policy = self.settings.policy
-        steps = policy.steps * policy.epochs * policy.minibatches
-        self.parts.learner.begin(policy.optim, steps, keep_reference=bool(policy.loss_options.get("kl_weight")))
-
     def _save(self) -> None:
         state = {
             "step": self.step,
@@ -162,7 +157,7 @@ class Trainer:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         if self.step >= self.settings.sft.steps:
-            self._begin_policy()
+            self._update.begin(self.parts.learner)
         self.parts.learner.load_state(state["learner"])
         self._sampler.load_state_dict(state["sampler"])
         self.collector.load_state_dict(state["collector"])
