@@ -25,6 +25,9 @@ class RolloutRequest:
     hint: str | None = None
     off_policy: OffPolicy = "none"
     """How the loss treats a hinted attempt that is trained in its bare context."""
+    spare: int = 0
+    """Attempts started beyond n: the first n to end with a verdict are kept and the others cancelled, so that nobody
+    waits for stragglers. What is kept is then what was quick; the group counts how many were cut."""
 
 
 class Guidance(Protocol):

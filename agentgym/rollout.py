@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from pydantic import Field
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from agentgym.env import AgentEnv, info_signals
+from agentgym.env import AgentEnv
+from agentgym.episode import Attempt, Limits, RunningEpisode
 from agentgym.errors import CapabilityError, InfrastructureError, RecipeError, VerifierError
 from agentgym.guidance import Guidance, RolloutRequest
-from agentgym.policy import BudgetExceeded, Episode, Policy, PolicySession
+from agentgym.policy import Policy
 from agentgym.sampling import derive_seed
 from agentgym.task import Task
-from agentgym.types import EndReason, Group, Record, Trajectory, Trust, Turn, Verdict
+from agentgym.types import EndReason, Group, Trajectory, Turn
+
+__all__ = ["Limits", "Rollouts"]
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-
-class Limits(Record):
-    """Budgets of an episode, and how many run at once. Running out of a budget is the agent's failure, scored 0."""
-
-    max_tokens_per_turn: Annotated[int, Field(ge=1)] = 256
-    max_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Sampled tokens per episode."""
-    turn_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """One environment step, without grading."""
-    episode_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    concurrency: Annotated[int, Field(ge=1)] = 64
-    retries: Annotated[int, Field(ge=0)] = 2
-    """Of infrastructure failures only."""
-    retry_wait_s: Annotated[float, Field(ge=0)] = 0.2
-    """Scale of the random exponential wait between retries."""
-    waves: bool = False
-    """Start the next episodes only when all of the last ones ended: needed for bit-reproducible batches."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    request: RolloutRequest
-    index: int
-
-    @property
-    def seed(self) -> int:
-        return derive_seed(self.request.seed, self.request.task.id, self.index)
-
-    @property
-    def session(self) -> str:
-        return f"{self.request.task.id}#{self.request.seed}#{self.index}"
 
 
 class Rollouts:
@@ -70,24 +39,42 @@ class Rollouts:
         policy: Policy,
         limits: Limits | None = None,
         on_done: Callable[[Trajectory], None] | None = None,
+        *,
+        on_turn: Callable[[Turn], None] | None = None,
+        gate: asyncio.Semaphore | None = None,
     ) -> None:
+        """Say what plays, and within which limits.
+
+        Args:
+            make_env: builds an environment for each episode.
+            policy: what acts.
+            limits: budgets, and how many episodes run at once.
+            on_done: told of every episode that ended.
+            on_turn: told of every turn when its observation is there.
+            gate: bounds how many episodes run at once, in place of `limits.concurrency` for each call: for several
+                calls that run at the same time.
+        """
         self.make_env = make_env
         self.policy = policy
         self.limits = limits or Limits()
         self.on_done = on_done
+        self.on_turn = on_turn
+        self._gate = gate
 
     async def run(self, requests: Sequence[RolloutRequest]) -> list[Group]:
         """Run every attempt of every request; one group per request, in order.
 
         Cancelling this call ends every episode and leaves no sandbox behind.
         """
-        attempts = [_Attempt(request, index) for request in requests for index in range(request.n)]
-        size = self.limits.concurrency
-        pool = ThreadPoolExecutor(max_workers=max(1, min(size, len(attempts))), thread_name_prefix="episode")
+        attempts = [[Attempt(request, index) for index in range(request.n + request.spare)] for request in requests]
+        count = sum(len(one) for one in attempts)
+        pool = ThreadPoolExecutor(max(1, min(self.limits.concurrency, count)), thread_name_prefix="episode")
+        gate = self._gate or asyncio.Semaphore(self.limits.concurrency)
         try:
-            waves = range(0, len(attempts), size) if self.limits.waves else [0]
-            width = size if self.limits.waves else len(attempts)
-            done = [one for start in waves for one in await self._gather(attempts[start : start + width], pool)]
+            if any(request.spare for request in requests):
+                jobs = [self._first(request, own, gate, pool) for request, own in zip(requests, attempts, strict=True)]
+                return await _all(jobs)
+            done = await self._in_waves([one for own in attempts for one in own], gate, pool)
         finally:
             # Without waiting: a step that hangs must not hold the event loop; its sandbox is closed already.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -97,8 +84,13 @@ class Rollouts:
             for request in requests
         ]
 
-    async def run_guided(self, tasks: Iterable[Task], guidance: Guidance, *, size: int, seed: int) -> list[Group]:
-        """Run a group of `size` attempts per task, in as many rounds as the guidance plans."""
+    async def run_guided(
+        self, tasks: Iterable[Task], guidance: Guidance, *, size: int, seed: int, spare: int = 0
+    ) -> list[Group]:
+        """Run a group of `size` attempts per task, in as many rounds as the guidance plans.
+
+        Each round starts `spare` attempts more for each task than it needs, see `RolloutRequest`.
+        """
         chosen = list(tasks)
         history: list[list[Group]] = [[] for _ in chosen]
         active = list(range(len(chosen)))
@@ -107,40 +99,57 @@ class Rollouts:
                 index: guidance.plan(chosen[index], history[index], size=size, seed=derive_seed(seed, index))
                 for index in active
             }
-            groups = iter(await self.run([request for plan in plans.values() for request in plan]))
+            groups = iter(await self.run([replace(one, spare=spare) for plan in plans.values() for one in plan]))
             for index, plan in plans.items():
                 history[index] += [next(groups) for _ in plan]
             active = [index for index, plan in plans.items() if plan]
-        return [_numbered(guidance.merge(rounds)) for rounds in history]
+        return [_finished(guidance.merge(rounds), rounds) for rounds in history]
 
-    async def _gather(self, attempts: Iterable[_Attempt], pool: ThreadPoolExecutor) -> list[Trajectory]:
-        gate = asyncio.Semaphore(self.limits.concurrency)
+    async def _in_waves(
+        self, attempts: Sequence[Attempt], gate: asyncio.Semaphore, pool: ThreadPoolExecutor
+    ) -> list[Trajectory]:
+        width = self.limits.concurrency if self.limits.waves else max(1, len(attempts))
+        done: list[Trajectory] = []
+        for start in range(0, len(attempts), width):
+            done += await _all([self._gated(one, gate, pool) for one in attempts[start : start + width]])
+        return done
 
-        async def one(attempt: _Attempt) -> Trajectory:
-            async with gate:
-                trajectory = await self._attempt(attempt, pool)
-            if self.on_done:
-                self.on_done(trajectory)
-            return trajectory
-
+    async def _first(
+        self, request: RolloutRequest, attempts: Sequence[Attempt], gate: asyncio.Semaphore, pool: ThreadPoolExecutor
+    ) -> Group:
+        """Run attempts until as many as the request wants have a verdict, and cancel the rest."""
+        running = {asyncio.create_task(self._gated(one, gate, pool)) for one in attempts}
+        ended: list[Trajectory] = []
         try:
-            async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(one(attempt)) for attempt in attempts]
-        except ExceptionGroup as errors:  # what stops one episode stops all, and is told once
-            raise errors.exceptions[0] from None
-        return [task.result() for task in running]
+            while running and sum(one.scored for one in ended) < request.n:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                ended += sorted((task.result() for task in done), key=lambda one: one.attempt)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        kept = sorted(ended, key=lambda one: not one.scored)[: request.n]
+        kept.sort(key=lambda one: one.attempt)
+        return Group(request.task.id, kept, guided=request.hint is not None, cut=len(attempts) - len(kept))
 
-    async def _attempt(self, attempt: _Attempt, pool: ThreadPoolExecutor) -> Trajectory:
+    async def _gated(self, attempt: Attempt, gate: asyncio.Semaphore, pool: ThreadPoolExecutor) -> Trajectory:
+        async with gate:
+            trajectory = await self._attempt(attempt, pool)
+        if self.on_done:
+            self.on_done(trajectory)
+        return trajectory
+
+    async def _attempt(self, attempt: Attempt, pool: ThreadPoolExecutor) -> Trajectory:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(InfrastructureError),
             stop=stop_after_attempt(self.limits.retries + 1),
             wait=wait_random_exponential(multiplier=self.limits.retry_wait_s, max=10),
         )
-        episode: _Running | None = None
+        episode: RunningEpisode | None = None
         try:
             async for trial in retrying:
                 with trial:
-                    episode = _Running(self, attempt, pool)
+                    episode = RunningEpisode(attempt, self.make_env(), self.policy, self.limits, pool, self.on_turn)
                     return await episode.run()
             raise AssertionError("every trial returns or raises")
         except RetryError as failed:
@@ -161,114 +170,18 @@ class Rollouts:
         return episode.unscored(end, f"{type(error).__name__}: {error}")
 
 
-class _TurnTimeout(Exception):  # noqa: N818 -- a signal, not an error
-    """One environment step outlasted its budget."""
+async def _all(jobs: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run jobs together; what stops one of them stops all, and is told once."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one) for one in jobs]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in running]
 
 
-class _Running:
-    """One episode."""
-
-    def __init__(self, rollouts: Rollouts, attempt: _Attempt, pool: ThreadPoolExecutor) -> None:
-        self.limits = rollouts.limits
-        self.attempt = attempt
-        self.pool = pool
-        self.env = rollouts.make_env()
-        self.began = time.monotonic()
-        self.sampled = 0
-        request = attempt.request
-        self.session: PolicySession = rollouts.policy.session(
-            Episode(
-                session=attempt.session,
-                task_id=request.task.id,
-                seed=attempt.seed,
-                tools=tuple(one.schema for one in self.env.tools.values()),
-                max_tokens_per_turn=self.limits.max_tokens_per_turn,
-                max_tokens=self.limits.max_tokens,
-            )
-        )
-        self.trajectory = Trajectory(
-            task_id=request.task.id,
-            split=request.task.split,
-            prompt=(),
-            turns=[],
-            tokens=self.session.tokens,
-            seed=attempt.seed,
-            attempt=attempt.index,
-            hint=request.hint,
-            off_policy=request.off_policy,
-        )
-
-    async def run(self) -> Trajectory:
-        deadline = asyncio.timeout(self.limits.episode_timeout_s)
-        try:
-            async with deadline:
-                await self._play()
-        except _TurnTimeout:
-            self._out_of_budget("time")
-        except TimeoutError:
-            if not deadline.expired():  # somebody else's timeout, such as a socket's
-                raise
-            self._out_of_budget("time")
-        except BudgetExceeded as spent:
-            self._out_of_budget(spent.reason)
-        finally:
-            self.session.close()
-            # Not through the pool: a step that hangs holds its thread until its sandbox is gone.
-            await asyncio.shield(asyncio.to_thread(self.env.close))
-        self.trajectory.seconds = time.monotonic() - self.began
-        return self.trajectory
-
-    async def _play(self) -> None:
-        request = self.attempt.request
-        options = {"task": request.task, "hint": request.hint}
-        messages, _ = await self._in_thread(lambda: self.env.reset(seed=self.attempt.seed, options=options))
-        self.trajectory.prompt = messages
-        while True:
-            began = time.monotonic()
-            action = await self.session.act(messages)
-            if self.session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
-                self.sampled += action.sampled
-                self.trajectory.extra = {**self.trajectory.extra, "sampled_tokens": self.sampled}
-            step = await self._step(action.message)
-            messages, _, terminated, truncated, info = step
-            turn = Turn(action.message, messages, info_signals(info), action.stop_reason, action.weight_version)
-            turn.seconds = time.monotonic() - began
-            self.trajectory.turns.append(turn)
-            if terminated or truncated:
-                self.session.observe(messages)
-                self.trajectory.verdict, self.trajectory.end = info["verdict"], info["end"]
-                return
-
-    async def _step(self, message: Any) -> tuple[Any, ...]:
-        deadline = asyncio.timeout(self.limits.turn_timeout_s)
-        try:
-            async with deadline:
-                return await self._in_thread(lambda: self.env.step(message))
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            if self.env.judging:
-                raise VerifierError(
-                    f"grading took longer than the turn's {self.limits.turn_timeout_s:g} s; raise turn_timeout_s"
-                ) from None
-            raise _TurnTimeout from None
-
-    async def _in_thread(self, call: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
-
-    def _out_of_budget(self, end: EndReason) -> None:
-        self.trajectory.end = end
-        self.trajectory.verdict = Verdict(
-            value=0.0, level="no_submission", trust=Trust.RPC, feedback=f"out of {end} before anything was submitted"
-        )
-
-    def unscored(self, end: EndReason, error: str) -> Trajectory:
-        """Return the trajectory as far as it went, without a value."""
-        verdict = Verdict(value=None, level="unscored", trust=Trust.RPC, error=error)
-        return replace(self.trajectory, end=end, verdict=verdict, error=error, seconds=time.monotonic() - self.began)
-
-
-def _numbered(group: Group) -> Group:
+def _finished(group: Group, rounds: Sequence[Group]) -> Group:
     for index, one in enumerate(group.trajectories):
         one.attempt = index
+    group.cut = sum(one.cut for one in rounds)
     return group

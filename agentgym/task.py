@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from agentgym.errors import TaskError, UnknownNameError
 from agentgym.sandbox import SandboxSpec
@@ -57,6 +57,8 @@ class Task(Record):
     grader: str | None = None
     """A registered grader's name; None leaves it to the environment."""
     difficulty: float | None = None
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """How long an episode may take, in place of the recipe's `limits.episode_timeout_s`."""
 
     @property
     def content(self) -> str:

@@ -235,6 +235,8 @@ class Group:
     task_id: str
     trajectories: list[Trajectory]
     guided: bool = False
+    cut: int = 0
+    """Spare attempts that were cancelled or left out because enough others had ended before them."""
 
     @property
     def scored(self) -> list[Trajectory]:

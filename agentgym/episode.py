@@ -1,0 +1,177 @@
+"""One episode: an environment and a policy take turns until the end, or until a budget is spent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from agentgym.env import AgentEnv, info_signals
+from agentgym.errors import VerifierError
+from agentgym.guidance import RolloutRequest
+from agentgym.policy import BudgetExceeded, Episode, Policy, PolicySession
+from agentgym.sampling import derive_seed
+from agentgym.types import EndReason, Record, Trajectory, Trust, Turn, Verdict
+
+Result = TypeVar("Result")
+
+
+class Limits(Record):
+    """Budgets of an episode, and how many run at once. Running out of a budget is the agent's failure, scored 0."""
+
+    max_tokens_per_turn: Annotated[int, Field(ge=1)] = 256
+    max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Sampled tokens per episode."""
+    turn_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """One environment step, without grading."""
+    episode_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """The whole episode; a task that names its own `timeout_s` has that instead."""
+    concurrency: Annotated[int, Field(ge=1)] = 64
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Of infrastructure failures only."""
+    retry_wait_s: Annotated[float, Field(ge=0)] = 0.2
+    """Scale of the random exponential wait between retries."""
+    waves: bool = False
+    """Start the next episodes only when all of the last ones ended: needed for bit-reproducible batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One of the episodes that a request asks for."""
+
+    request: RolloutRequest
+    index: int
+
+    @property
+    def seed(self) -> int:
+        """The episode's own."""
+        return derive_seed(self.request.seed, self.request.task.id, self.index)
+
+    @property
+    def session(self) -> str:
+        """What the engine knows it by."""
+        return f"{self.request.task.id}#{self.request.seed}#{self.index}"
+
+
+class _TurnTimeout(Exception):  # noqa: N818 -- a signal, not an error
+    """One environment step outlasted its budget."""
+
+
+class RunningEpisode:
+    """One episode, from its environment's making to its closing."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        env: AgentEnv,
+        policy: Policy,
+        limits: Limits,
+        pool: ThreadPoolExecutor,
+        on_turn: Callable[[Turn], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.attempt = attempt
+        self.pool = pool
+        self.env = env
+        self.on_turn = on_turn
+        self.began = time.monotonic()
+        self.sampled = 0
+        request = attempt.request
+        self.session: PolicySession = policy.session(
+            Episode(
+                session=attempt.session,
+                task_id=request.task.id,
+                seed=attempt.seed,
+                tools=tuple(one.schema for one in self.env.tools.values()),
+                max_tokens_per_turn=self.limits.max_tokens_per_turn,
+                max_tokens=self.limits.max_tokens,
+            )
+        )
+        self.trajectory = Trajectory(
+            task_id=request.task.id,
+            split=request.task.split,
+            prompt=(),
+            turns=[],
+            tokens=self.session.tokens,
+            seed=attempt.seed,
+            attempt=attempt.index,
+            hint=request.hint,
+            off_policy=request.off_policy,
+        )
+
+    async def run(self) -> Trajectory:
+        """Play to the end, and close the environment however it comes."""
+        deadline = asyncio.timeout(self.attempt.request.task.timeout_s or self.limits.episode_timeout_s)
+        try:
+            async with deadline:
+                await self._play()
+        except _TurnTimeout:
+            self._out_of_budget("time")
+        except TimeoutError:
+            if not deadline.expired():  # somebody else's timeout, such as a socket's
+                raise
+            self._out_of_budget("time")
+        except BudgetExceeded as spent:
+            self._out_of_budget(spent.reason)
+        finally:
+            self.session.close()
+            # Not through the pool: a step that hangs holds its thread until its sandbox is gone.
+            await asyncio.shield(asyncio.to_thread(self.env.close))
+        self.trajectory.seconds = time.monotonic() - self.began
+        return self.trajectory
+
+    async def _play(self) -> None:
+        request = self.attempt.request
+        options = {"task": request.task, "hint": request.hint}
+        messages, _ = await self._in_thread(lambda: self.env.reset(seed=self.attempt.seed, options=options))
+        self.trajectory.prompt = messages
+        while True:
+            began = time.monotonic()
+            action = await self.session.act(messages)
+            if self.session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
+                self.sampled += action.sampled
+                self.trajectory.extra = {**self.trajectory.extra, "sampled_tokens": self.sampled}
+            step = await self._step(action.message)
+            messages, _, terminated, truncated, info = step
+            turn = Turn(action.message, messages, info_signals(info), action.stop_reason, action.weight_version)
+            turn.seconds = time.monotonic() - began
+            self.trajectory.turns.append(turn)
+            if self.on_turn:
+                self.on_turn(turn)
+            if terminated or truncated:
+                self.session.observe(messages)
+                self.trajectory.verdict, self.trajectory.end = info["verdict"], info["end"]
+                return
+
+    async def _step(self, message: Any) -> tuple[Any, ...]:
+        deadline = asyncio.timeout(self.limits.turn_timeout_s)
+        try:
+            async with deadline:
+                return await self._in_thread(lambda: self.env.step(message))
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            if self.env.judging:
+                raise VerifierError(
+                    f"grading took longer than the turn's {self.limits.turn_timeout_s:g} s; raise turn_timeout_s"
+                ) from None
+            raise _TurnTimeout from None
+
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+
+    def _out_of_budget(self, end: EndReason) -> None:
+        self.trajectory.end = end
+        self.trajectory.verdict = Verdict(
+            value=0.0, level="no_submission", trust=Trust.RPC, feedback=f"out of {end} before anything was submitted"
+        )
+
+    def unscored(self, end: EndReason, error: str) -> Trajectory:
+        """Return the trajectory as far as it went, without a value."""
+        verdict = Verdict(value=None, level="unscored", trust=Trust.RPC, error=error)
+        return replace(self.trajectory, end=end, verdict=verdict, error=error, seconds=time.monotonic() - self.began)
