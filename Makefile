@@ -32,7 +32,7 @@ $(VENV)/demo: $(VENV)/ready pyproject.toml
 	@touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(BIN)/pip install --quiet --editable ".[train,docker,math,judge,openai,tensorboard,remote,serve,dev]"
+	$(BIN)/pip install --quiet --editable ".[train,docker,datasets,math,judge,openai,tensorboard,remote,serve,dev]"
 	@touch $@
 
 # The process sandbox is built on bubblewrap; installing it needs root, so without root its absence is explained later.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import gymnasium
 import numpy as np
@@ -37,6 +37,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     """The default tasks; a constructor argument replaces them."""
     sandboxed: ClassVar[bool] = False
     """Whether the tools need `self.sandbox`."""
+    sandbox_at: ClassVar[Literal["reset", "first use"]] = "reset"
+    """When an episode's sandbox is started: `first use` saves it where the agent hands in without ever needing it."""
     grader: ClassVar[str | None] = None
     """A registered grader, for environments that do not override `grade`."""
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "failed", "passed")
@@ -95,8 +97,12 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     @property
     def sandbox(self) -> Sandbox:
         """The agent's sandbox in this episode; set `sandboxed = True` to have one."""
-        if self._box is None:
+        if not self.sandboxed:
             raise TaskError(f"{type(self).__name__} uses a sandbox; declare it with `sandboxed = True`")
+        if self._box is None and self._running:
+            self._start_sandbox()
+        if self._box is None:
+            raise gymnasium.error.ResetNeeded("there is no sandbox outside an episode; call reset() first")
         return self._box
 
     @property
@@ -148,6 +154,9 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         """Answer a message that calls no tool."""
         return f"error: no tool call found; call one of: {', '.join(self.tools)}"
 
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Emit signals of the turn that handed something in, of what only its judging measured; by default none."""
+
     def emit(self, name: str, value: float) -> None:
         """Record a signal of the present turn."""
         self._signals.append(Signal(name=name, value=value))
@@ -177,14 +186,11 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self._task = self._pick(picked)
         self.check_task(self._task)
         self.turns, self._signals = [], []
-        self._episode = episode = object()
-        if self.sandboxed:
-            self._box = self.sandboxes.start(self._task.sandbox)
-            if self._episode is not episode:
-                self._end_sandbox()
-                raise SandboxError("the environment was closed while its sandbox started")
-            if self.task.files:
-                self._box.upload({path: text.encode() for path, text in self.task.files.items()})
+        self._episode = object()
+        if self.sandboxed and self.sandbox_at == "reset":
+            self._start_sandbox()
+        elif self.sandboxed:
+            self.sandboxes.accept(self._task.sandbox)
         self._prompt = _with_hint(tuple(self.prompt()), hint)
         self._running = True
         schemas = [one.schema for one in self.tools.values()]
@@ -214,9 +220,12 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             return observation, 0.0, False, False, info
         end: EndReason = "submitted" if submission is not None else "agent_fault" if fault else "turns"
         verdict = self._judge(submission)
+        if submission is not None:
+            self.on_verdict(verdict)
+            self.turns[-1].signals = tuple(self._signals)
         self._running = False
         self._end_sandbox()
-        info |= {"verdict": verdict, "end": end}
+        info |= {"signals": {one.name: one.value for one in self._signals}, "verdict": verdict, "end": end}
         return observation, self.settle(verdict), terminated, truncated, info
 
     def render(self) -> str | None:
@@ -335,6 +344,15 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             return text
         half = self.observation_limit // 2
         return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
+
+    def _start_sandbox(self) -> None:
+        episode, task = self._episode, self._full_task
+        self._box = box = self.sandboxes.start(task.sandbox)
+        if self._episode is not episode or episode is None:
+            self._end_sandbox()
+            raise SandboxError("the environment was closed while its sandbox started")
+        if task.public.files:
+            box.upload({path: text.encode() for path, text in task.public.files.items()})
 
     def _end_sandbox(self) -> None:
         box, self._box = self._box, None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from agentgym.errors import SandboxError
 from agentgym.graders.calls import Answer, NoAnswers, call, hold
@@ -26,6 +26,10 @@ class Preview:
     compiles: bool
     text: str
     """`ok`, or the first failure in one line."""
+    ran: int = 0
+    """How many examples came to an end by themselves, right or wrong: no exception, no crash, in time."""
+    suites: Mapping[str, bool] = field(default_factory=dict)
+    """Of each visible test class, whether all its visible tests pass."""
 
 
 class FunctionGrader:
@@ -75,7 +79,8 @@ class FunctionGrader:
             for case, one in zip(cases, answers, strict=True)
         ]
         compiles = not all(one.kind in ("broken", "syntax") for one in answers)
-        return Preview(sum(passed), len(cases), compiles, _first_failure(cases, answers, passed))
+        ran = sum(one.kind == "value" for one in answers)
+        return Preview(sum(passed), len(cases), compiles, _first_failure(cases, answers, passed), ran)
 
 
 def code_of(submission: Submission) -> tuple[str | None, str]:

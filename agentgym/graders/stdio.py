@@ -87,7 +87,8 @@ class StdioGrader:
             return Preview(0, len(cases), False, f"error: {_head(str(error))}")
         runs = [run_in(box, language, shared, case, folder) for case in cases]
         passed = _compared(shared, cases, runs)
-        return Preview(sum(passed), len(cases), True, _first_failure(cases, runs, passed) or "ok")
+        ran = sum(one.end == "ok" for one in runs)
+        return Preview(sum(passed), len(cases), True, _first_failure(cases, runs, passed) or "ok", ran)
 
 
 def program_of(submission: Submission, shared: StdioShared) -> tuple[Program | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, ValidationError
@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from agentgym.errors import SandboxError, VerifierError
 from agentgym.graders.calls import NoAnswers, ask_python
 from agentgym.graders.function import Preview, clean, code_of
-from agentgym.graders.twins import Trial, trials, true_trials
+from agentgym.graders.twins import Trial, tests_of, trials, true_trials
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 from agentgym.task import Public, Task
 from agentgym.types import Record, Submission, Trust, Verdict
@@ -65,7 +65,7 @@ class UnittestGrader:
         except NoAnswers as error:
             _show_that_judging_works(sandboxes, fresh, error)
             return _verdict("failed", trust, "the submission ended the process that judged it")
-        return _judge(planned, outcomes, trust)
+        return _judge(told, planned, outcomes, trust)
 
     def preview(self, public: Public, code: str, box: Sandbox) -> Preview:
         """Run the visible tests in the agent's own sandbox."""
@@ -80,7 +80,8 @@ class UnittestGrader:
         passed = [letter == "P" for letter, _ in outcomes]
         compiles = not all(letter == "B" for letter, _ in outcomes)
         text = "ok" if all(passed) else _first_failure(shown, outcomes)
-        return Preview(sum(passed), len(shown), compiles, text)
+        ran = sum(letter == "P" or (letter == "F" and _is_assertion(reason)) for letter, reason in outcomes)
+        return Preview(sum(passed), len(shown), compiles, text, ran, _suites(shown, passed))
 
 
 def _plan(task: Task) -> tuple[Tested, list[Trial]]:
@@ -135,19 +136,42 @@ def _run(box: Sandbox, told: Tested, code: str, planned: Sequence[Trial]) -> lis
     return outcomes + [("T", "not run")] * (len(planned) - len(outcomes))
 
 
-def _judge(planned: Sequence[Trial], outcomes: Sequence[tuple[str, str]], trust: Trust) -> Verdict:
+def _judge(told: Tested, planned: Sequence[Trial], outcomes: Sequence[tuple[str, str]], trust: Trust) -> Verdict:
     passing = [one for one, (letter, _) in zip(planned, outcomes, strict=True) if letter == "P"]
     passed = {one.id for one in passing if one.must_pass}
-    true = [one.id in passed for one in planned if one.must_pass]
-    components: dict[str, float | None] = {"passed": sum(true) / len(true)}
+    must_pass = [one for one in planned if one.must_pass]
+    true = [one.id in passed for one in must_pass]
+    suites = _suites(must_pass, true)
+    components: dict[str, float | None] = {"passed": sum(true) / len(true), "suites": _share(suites.values())}
+    shown = {f"{suite}.{method}" for source in told.visible.values() for suite, method in tests_of(source)}
+    visible = shown & {one.id for one in must_pass}
+    if visible:
+        components["visible"] = _share(one in passed for one in visible)
     # A wrong answer may be what a twin expects; a test and its twin contradict each other.
     if any(one.id in passed for one in passing if not one.must_pass):
-        return _verdict("failed", trust, "tests with wrong expectations pass, too", {"passed": 0.0})
+        return _verdict("failed", trust, "tests with wrong expectations pass, too", dict.fromkeys(components, 0.0))
     if all(true):
         return _verdict("passed", trust, "", components)
     if all(letter == "B" for letter, _ in outcomes):
         return _verdict("broken", trust, "the submission fails when it is imported", components)
     return _verdict("failed", trust, f"{true.count(False)} of {len(true)} hidden tests fail", components)
+
+
+def _suites(tests: Sequence[Trial], passed: Sequence[bool]) -> dict[str, bool]:
+    """Return of each test class whether all its tests pass."""
+    found: dict[str, bool] = {}
+    for one, good in zip(tests, passed, strict=True):
+        found[one.suite] = found.get(one.suite, True) and good
+    return found
+
+
+def _share(held: Iterable[bool]) -> float:
+    values = list(held)
+    return sum(values) / len(values)
+
+
+def _is_assertion(reason: str) -> bool:
+    return any(line.startswith("AssertionError") for line in reason.splitlines())
 
 
 def _first_failure(shown: Sequence[Trial], outcomes: Sequence[tuple[str, str]]) -> str:

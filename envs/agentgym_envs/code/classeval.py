@@ -1,4 +1,4 @@
-"""Read ClassEval tasks: a class to fill in, judged by one test class per method."""
+"""Read ClassEval tasks: a class to fill in, judged by one test class per method, some tests of each visible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def convert(row: Row) -> Task:
         split=split_of(digest(name)),
         public=Public(
             prompt=f"Fill in every method of this class, in `{_FILE}`.\n\n{row['skeleton'].strip()}",
-            data={"file": _FILE, "visible": {_TESTS: visible_part(suite)}, "support": {}},
+            data={"file": _FILE, "visible": {_TESTS: visible_part(suite, of_each_class=True)}, "support": {}},
         ),
         hidden=Hidden(data={"tests": {_TESTS: suite}}, reference={"code": row["solution"], "stub": row["skeleton"]}),
         grader="unittest",

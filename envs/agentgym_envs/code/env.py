@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -10,29 +10,41 @@ import numpy as np
 from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
 from agentgym.errors import TaskError
-from agentgym.task import Task, TaskSet
-from agentgym.types import Message, Record
+from agentgym.graders.languages import read as read_language
+from agentgym.task import Public, Task, TaskSet
+from agentgym.types import Message, Record, Verdict
 from agentgym_envs.code.splits import DEFAULT_FILE
-from agentgym_envs.code.tasks import family_tasks
+from agentgym_envs.code.tasks import Source, family_tasks
 
 EXPLANATION = """Solve the programming task over several turns. Each message is one fenced block named after a tool.
 ```test
 <all of your code>
 ```
-runs the visible tests and answers `ok` or the first failure. In the task, `?` stands for a number to find out that way.
+runs the visible tests and answers `ok` or the first failure.{open_places}
 ```submit
 <all of your code>
 ```
 hands in your code and ends the episode; hidden tests decide."""
+OPEN_PLACES = " In the task, `?` stands for a number to find out that way."
 
 
 class CodeEnv(AgentEnv):
-    """Function-level programming tasks with visible tests to run and hidden tests that decide."""
+    """Programming tasks, functions, classes or programs, with visible tests to run and hidden tests that decide."""
 
     sandboxed = True
+    sandbox_at = "first use"
     grader = "function"
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "empty", "broken", "failed", "passed")
-    signals: ClassVar[tuple[str, ...]] = ("tests_run", "compiles", "visible_passed")
+    signals: ClassVar[tuple[str, ...]] = (
+        "tests_run",
+        "compiles",
+        "runs",
+        "visible_passed",
+        "visible_gained",
+        "suites_passed",
+        "suites_gained",
+        "submitted",
+    )
 
     def __init__(
         self,
@@ -46,14 +58,17 @@ class CodeEnv(AgentEnv):
         hard: float = 0.0,
         bad: float = 0.65,
         explain: bool | None = None,
+        language: str | Sequence[str] | None = None,
+        images: Mapping[str, str] | None = None,
+        dataset: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         """Choose the tasks.
 
         Args:
             tasks: a task set; without one, `family` makes it.
-            family: `repair` or `functions` (generated), or `mbpp`, `humaneval`, `exercism`, `quixbugs`,
-                `classeval`, `cruxeval` (read from `path`).
+            family: `repair` or `functions` (generated); `mbpp`, `humaneval`, `exercism`, `quixbugs`, `classeval`,
+                `cruxeval`, `stdio`, `exercism_canonical` (read from `path`); `dataset` (any rows).
             path: the file of a family that is read from one.
             count: how many tasks to generate.
             difficulty: the generated family's dial.
@@ -62,18 +77,25 @@ class CodeEnv(AgentEnv):
             bad: the share of demonstrations that deliberately fail.
             explain: open with a system message that explains the tools; by default for all but `repair`, whose prompts
                 are kept short for small models.
+            language: what programs are written in, where a task does not say; of several, the task's id chooses.
+            images: the image of a language's sandboxes, by the language's name.
+            dataset: where rows come from and what their columns are, for the family `dataset`.
             **options: those of `AgentEnv`.
         """
-        made = tasks or family_tasks(family, path=path, count=count, difficulty=difficulty, seed=task_seed, hard=hard)
-        super().__init__(made, **options)
+        source = Source(path, count, difficulty, task_seed, hard, language, images, dataset)
+        super().__init__(tasks or family_tasks(family, source), **options)
         if not 0.0 <= bad <= 1.0:
             raise ValueError(f"wanted a share of bad demonstrations between 0 and 1, found {bad}")
         self.bad = bad
         self.explain = (tasks is not None or family != "repair") if explain is None else explain
+        self._open_places = OPEN_PLACES if family == "repair" else ""
+        self._best: dict[str, float] = {}
 
     def prompt(self) -> Sequence[Message]:
         """The task, after an explanation of the tools if wanted."""
-        opening = (Message(role="system", content=EXPLANATION),) if self.explain else ()
+        self._best = {}
+        text = EXPLANATION.format(open_places=self._open_places)
+        opening = (Message(role="system", content=text),) if self.explain else ()
         return (*opening, *super().prompt())
 
     @tool
@@ -83,13 +105,33 @@ class CodeEnv(AgentEnv):
         found = registry.create("graders", task.grader or self.grader or "").preview(task.public, code, self.sandbox)
         self.emit("tests_run", 1.0)
         self.emit("compiles", float(found.compiles))
-        self.emit("visible_passed", found.passed / found.total if found.total else 0.0)
+        self.emit("runs", found.ran / found.total if found.total else 0.0)
+        self._emit_progress("visible", found.passed / found.total if found.total else 0.0)
+        if found.suites:
+            self._emit_progress("suites", sum(found.suites.values()) / len(found.suites))
         return cast(str, found.text)
 
     @tool
     def submit(self, code: str) -> Submit:
         """Hand in this code; hidden tests decide, and the episode ends."""
-        return Submit(files={str(self.task.data.get("file", DEFAULT_FILE)): code})
+        return Submit(files={_file(self.task): code})
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Emit of the submission what `test` emits of its code; hidden tests are no part of it."""
+        self.emit("submitted", 1.0)
+        if verdict.value is None:
+            return
+        self.emit("compiles", float(verdict.level not in ("empty", "broken")))
+        visible = verdict.components.get("visible")
+        if visible is not None:
+            self._emit_progress("visible", visible)
+
+    def _emit_progress(self, name: str, share: float) -> None:
+        """Emit a share, and by how much it beats the best of the episode: gains of all turns sum to the best share."""
+        best = self._best.get(name, 0.0)
+        self.emit(f"{name}_passed", share)
+        self.emit(f"{name}_gained", max(0.0, share - best))
+        self._best[name] = max(best, share)
 
     def oracle(self, task: Task) -> Sequence[str]:
         """Test the reference's first attempts, if it has any, and hand in the reference."""
@@ -120,6 +162,14 @@ def _script(task: Task) -> _Script:
     tests = reference.get("attempts", [])
     own = reference.get("demonstration") or {"tests": tests, "code": _reference(task, "code")}
     return _Script.model_validate(own)
+
+
+def _file(public: Public) -> str:
+    """Return what the submission's file is called; of a program, so that its name tells the language."""
+    languages = public.data.get("languages")
+    if isinstance(languages, list):
+        return f"solution{read_language(languages[0]).extension}"
+    return str(public.data.get("file", DEFAULT_FILE))
 
 
 def _call(name: str, code: str) -> str:

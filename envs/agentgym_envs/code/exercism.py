@@ -56,11 +56,14 @@ def convert(row: Row) -> Task:
     )
 
 
-def visible_part(source: str) -> str:
-    """Return a test file with its first tests only."""
+def visible_part(source: str, *, of_each_class: bool = False) -> str:
+    """Return a test file with its first tests only, or with the first tests of each of its classes."""
     module = parse(source)
     wanted = tests_of(source)
-    kept = set(wanted[: max(1, len(wanted) // VISIBLE_SHARE)])
+    groups = [[one for one in wanted if one[0] == suite] for suite in dict.fromkeys(suite for suite, _ in wanted)]
+    kept = {
+        one for tests in (groups if of_each_class else [wanted]) for one in tests[: max(1, len(tests) // VISIBLE_SHARE)]
+    }
     for one in module.body:
         if isinstance(one, ast.ClassDef):
             tests = {name for suite, name in wanted if suite == one.name}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,32 @@ from agentgym.task import Task, TaskSet
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
+Placed = tuple[str, Any]
+"""Where a row stands, such as `tasks.jsonl:3`, and the row."""
 
 
 class Refused(Exception):  # noqa: N818 -- a finding about a row
     """A row that is well-formed but cannot be a task."""
 
 
-class FileTasks(TaskSet):
-    """One task per line of a file, read lazily; `refused` says which rows cannot be tasks, and why."""
+class RowTasks(TaskSet):
+    """One task per row, read lazily; `refused` says which rows cannot be tasks, and why."""
 
-    def __init__(self, name: str, path: Path, convert: Callable[[Row], Task], identify: Callable[[Row], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: Callable[[], Iterable[Placed]],
+        convert: Callable[[Row], Task],
+        identify: Callable[[Row], str],
+    ) -> None:
         super().__init__(name, self._tasks)
-        self.path = path
+        self._placed = rows
         self._convert = convert
         self._identify = identify
         self._told = False
 
     def refused(self) -> dict[str, str]:
-        """Read the whole file and return the reason for each row that cannot be a task."""
+        """Read all rows and return the reason for each that cannot be a task."""
         return {name: str(found) for name, found in self._rows() if isinstance(found, Refused)}
 
     def _tasks(self) -> Iterator[Task]:
@@ -42,19 +51,16 @@ class FileTasks(TaskSet):
                 yield found
         if count and not self._told:
             self._told = True
-            logger.warning("refused tasks file=%s count=%d; refused() lists the reasons", self.path, count)
+            logger.warning("refused tasks set=%s count=%d; refused() lists the reasons", self.name, count)
 
     def _rows(self) -> Iterator[tuple[str, Task | Refused]]:
-        if not self.path.is_file():
-            raise TaskError(f"no task file at {self.path}; wanted JSON Lines with one task per line")
-        with self.path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield self._row(number, line)
+        for place, row in self._placed():
+            yield self._row(place, row)
 
-    def _row(self, number: int, line: str) -> tuple[str, Task | Refused]:
+    def _row(self, place: str, row: Any) -> tuple[str, Task | Refused]:
         try:
-            row = json.loads(line)
+            if isinstance(row, str):
+                row = json.loads(row)
             name = self._identify(row)
             try:
                 return name, self._convert(row)
@@ -62,4 +68,25 @@ class FileTasks(TaskSet):
                 return name, reason
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"the field {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            raise TaskError(f"{self.path}:{number} is not a row of the {self.name} format: {detail}") from error
+            raise TaskError(f"{place} is not a row of the {self.name} format: {detail}") from error
+
+
+class FileTasks(RowTasks):
+    """The tasks of a file of JSON Lines."""
+
+    def __init__(self, name: str, path: Path, convert: Callable[[Row], Task], identify: Callable[[Row], str]) -> None:
+        super().__init__(name, partial(json_lines, path), convert, identify)
+
+
+def json_lines(path: Path) -> Iterator[Placed]:
+    """Yield the lines of a file that are not empty, as text, each with its place.
+
+    Raises:
+        TaskError: there is no such file.
+    """
+    if not path.is_file():
+        raise TaskError(f"no task file at {path}; wanted JSON Lines with one task per line")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line
