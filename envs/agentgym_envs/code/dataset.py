@@ -22,7 +22,7 @@ from agentgym.task import Task
 from agentgym.types import Record, Split
 from agentgym_envs.code import dataset_kinds
 from agentgym_envs.code.programs import Toolchain
-from agentgym_envs.code.refusals import Placed, Row, RowTasks, json_lines
+from agentgym_envs.code.refusals import Placed, Row, RowTasks, json_lines, reason_of
 from agentgym_envs.code.splits import digest
 
 Name = Literal["id", "prompt", "tests", "public_tests", "reference", "entry", "setup", "language", "split",
@@ -70,9 +70,7 @@ def read(given: Mapping[str, Any] | Dataset) -> Dataset:
     try:
         return Dataset.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["dataset", *(str(part) for part in first["loc"])])
-        raise TaskError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise TaskError(f"dataset.{reason_of(error)}" if error.errors()[0]["loc"] else reason_of(error)) from error
 
 
 def tasks(dataset: Dataset, toolchain: Toolchain) -> RowTasks:

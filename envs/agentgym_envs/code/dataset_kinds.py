@@ -16,7 +16,7 @@ from agentgym_envs.code import programs
 from agentgym_envs.code.asserts import Cased, Inexpressible, cases_of, defined, used
 from agentgym_envs.code.exercism import visible_part
 from agentgym_envs.code.mbpp import VISIBLE, decisive, imports_of, shown
-from agentgym_envs.code.refusals import Refused
+from agentgym_envs.code.refusals import Refused, reason_of
 from agentgym_envs.code.splits import DEFAULT_FILE
 
 _TESTS = "solution_test.py"
@@ -49,7 +49,7 @@ def _function(row: Mapping[str, Any], _: programs.Toolchain) -> Task:
     try:
         cases: list[Cased] = [Case.model_validate(one).model_dump(exclude_unset=True) for one in tests]
     except ValidationError as error:
-        raise ValueError(f"wanted tests with call and one of expected, literal, check: {_reason(error)}") from error
+        raise ValueError(f"wanted tests with call and one of expected, literal, check: {reason_of(error)}") from error
     return _called(row, cases, comparison=False)
 
 
@@ -143,8 +143,3 @@ def _listed(value: Any) -> list[Any]:
 
 def _words(value: Any) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else [str(one) for one in value]
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))} {first['msg'].removeprefix('Value error, ')}".strip()

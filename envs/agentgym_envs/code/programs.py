@@ -86,6 +86,8 @@ def task_of(
     StdioShared.model_validate(public)
     reference = _reference(row, language.name)
     place = {"image": toolchain.images.get(language.name), **(row.get("sandbox") or {})}
+    # The agent's own sandbox must hold the language's runtime, too; graders raise theirs by themselves.
+    place.setdefault("memory_mb", max(SandboxSpec().memory_mb, language.memory_mb))
     return Task(
         id=name,
         split=split_in(row, name),

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from agentgym.errors import TaskError
 from agentgym.task import Task, TaskSet
 
@@ -67,8 +69,16 @@ class RowTasks(TaskSet):
             except Refused as reason:
                 return name, reason
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            detail = f"the field {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            raise TaskError(f"{place} is not a row of the {self.name} format: {detail}") from error
+            raise TaskError(f"{place} is not a row of the {self.name} format: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line what is wrong with a row."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
 
 
 class FileTasks(RowTasks):
