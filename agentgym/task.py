@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -15,6 +16,8 @@ from agentgym.errors import TaskError, UnknownNameError
 from agentgym.sandbox import SandboxSpec
 from agentgym.types import Record, Split
 
+_MOST_TEXT = 1 << 16
+"""Characters of files that are told apart as text."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -62,8 +65,14 @@ class Task(Record):
 
     @property
     def content(self) -> str:
-        """What identifies this task beside its id: all that the agent may see, as text."""
+        """What identifies this task beside its id: all that the agent may see, as text; large files by their digest.
+
+        Tasks in one repository share almost all of its text, and are not each other's twins for that.
+        """
         shown = self.public.model_dump(exclude={"prompt"}, exclude_defaults=True)
+        if sum(map(len, self.public.files.values())) > _MOST_TEXT:
+            files = json.dumps(self.public.files, sort_keys=True)
+            shown["files"] = hashlib.sha256(files.encode()).hexdigest()
         return self.public.prompt + ("\n" + json.dumps(shown, sort_keys=True, ensure_ascii=False) if shown else "")
 
 

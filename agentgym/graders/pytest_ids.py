@@ -13,7 +13,15 @@ from agentgym.graders.calls import NoAnswers
 from agentgym.graders.function import clean
 from agentgym.graders.patches import PatchError, Tree, check_tree
 from agentgym.graders.pytest_ids_run import Plan, Run, run
-from agentgym.graders.pytest_ids_spec import Candidate, PytestSpec, candidate, check_base, read_spec
+from agentgym.graders.pytest_ids_spec import (
+    Candidate,
+    PytestSpec,
+    candidate,
+    check_base,
+    given,
+    read_spec,
+    with_test_patch,
+)
 from agentgym.graders.pytest_ids_twins import Trial, Trials, plan, unchanged
 from agentgym.sandbox import SandboxBackend, SandboxSpec
 from agentgym.task import Task
@@ -43,7 +51,8 @@ class PytestGrader:
         """
         spec = read_spec(task)
         if spec.root is None:
-            check_base(task, spec, {name: text.encode() for name, text in task.public.files.items()})
+            base = given(task.public)
+            check_base(task, with_test_patch(task, spec, base), base)
 
     def grade(self, task: Task, submission: Submission, sandboxes: SandboxBackend) -> Verdict:
         """Return the verdict on a diff, or on whole files.
@@ -52,9 +61,10 @@ class PytestGrader:
             SandboxError: the machinery failed; the submission is not to blame.
             VerifierError: the task is malformed.
         """
-        spec = read_spec(task)
-        job = _Job(task, spec, sandboxes, clean(task.sandbox))
+        job = _Job(task, read_spec(task), sandboxes, clean(task.sandbox))
         base = job.base()
+        spec = with_test_patch(task, job.spec, base)
+        job = replace(job, spec=spec)
         check_base(task, spec, base)
         trials = job.trials(base)
         trust = Trust.TWINS if trials.by_value else Trust.SEPARATE
@@ -82,7 +92,7 @@ class _Job:
 
     def base(self) -> Tree:
         """Return the repository before the submission."""
-        files = {name: text.encode() for name, text in self.task.public.files.items()}
+        files = given(self.task.public)
         if self.spec.root is not None:
             if not self.box.writable_root:
                 raise VerifierError(
@@ -129,9 +139,9 @@ class _Job:
         """Run a tree; where the image holds the repository, only what differs is written."""
         if self.spec.root is None:
             return run(self.sandboxes, self.box, self.spec, one)
-        given = {name: text.encode() for name, text in self.task.public.files.items()}
-        changed = {name: data for name, data in one.files.items() if base.get(name) != data or name in given}
-        removed = [name for name in base if name not in one.files and name not in given]
+        own = given(self.task.public)
+        changed = {name: data for name, data in one.files.items() if base.get(name) != data or name in own}
+        removed = [name for name in base if name not in one.files and name not in own]
         smaller = replace(one, files=changed, removed=removed, present=[name for name in base if name in one.files])
         return run(self.sandboxes, self.box, self.spec, smaller)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from collections.abc import Mapping
@@ -13,12 +14,14 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from agentgym.errors import VerifierError
 from agentgym.graders.patches import PatchError, Tree, apply, check_tree, parse, safe_path
-from agentgym.task import Task
+from agentgym.task import Public, Task
 from agentgym.types import Record, Submission
 
 logger = logging.getLogger(__name__)
 PROTECTED = ("tests/**", "**/tests/**", "**/test_*.py", "**/*_test.py")
 """What a submission may not change unless the task says otherwise: test files and what lies beside them."""
+BINARY = "binary"
+"""Where `public.data` keeps the files of the repository that are not text: base64 by path."""
 _NEVER = (
     *("**/conftest.py", "**/pytest.ini", "**/.pytest.ini", "**/sitecustomize.py", "**/usercustomize.py", "**/*.pth"),
     *("**/*.pyc", "**/*.pyo", "**/__pycache__/**", "**/*.dist-info/**", "**/*.egg-info/**", "**/*.egg-link"),
@@ -35,6 +38,8 @@ class PytestSpec(Record):
     """Ids of tests that pass before and must pass after."""
     tests: dict[str, str] = {}
     """Files laid over whatever the submission has there, by path."""
+    test_patch: str = ""
+    """What brings the tests as a diff, where only the image has the files that it changes; `tests` wins over it."""
     protected: tuple[str, ...] = PROTECTED
     """Patterns of further files that keep their original content whatever the submission brings."""
     import_roots: tuple[str, ...] = (".",)
@@ -115,6 +120,36 @@ def check_base(task: Task, spec: PytestSpec, base: Mapping[str, bytes]) -> None:
         for name in names:
             if name not in known:
                 raise VerifierError(f"the repository of {task.id!r} has no {what} {name!r}; add it or leave it out")
+
+
+def with_test_patch(task: Task, spec: PytestSpec, base: Tree) -> PytestSpec:
+    """Return the spec with the test files that its test patch makes of a repository's.
+
+    Raises:
+        VerifierError: the patch does not fit, or brings what is not text.
+    """
+    if not spec.test_patch.strip():
+        return spec
+    try:
+        after = apply(base, parse(spec.test_patch)).files
+        tests = {name: data.decode() for name, data in after.items() if base.get(name) != data}
+    except (PatchError, UnicodeDecodeError) as error:
+        raise VerifierError(f"the test patch of {task.id!r} does not fit its repository: {error}") from error
+    return spec.model_copy(update={"test_patch": "", "tests": {**tests, **spec.tests}})
+
+
+def given(public: Public) -> Tree:
+    """Return the repository that a task's public part holds: `files`, and those of `data` that are not text.
+
+    Raises:
+        VerifierError: what should be base64 is not.
+    """
+    binary = public.data.get(BINARY, {})
+    try:
+        pairs = {name: base64.b64decode(str(text), validate=True) for name, text in dict(binary).items()}  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise VerifierError(f"wanted public.data[{BINARY!r}] as base64 texts by path: {error}") from error
+    return {**{name: text.encode() for name, text in public.files.items()}, **pairs}
 
 
 class Deciding(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -314,3 +315,34 @@ def test_twins_of_tests_that_the_agent_can_read_prove_nothing(backend: SandboxBa
         assert (verdict.value, verdict.trust) == (1.0, trust)
         wrong = judged(backend, {"calc/core.py": f"{CORE}#"}, calc(files, fail_to_pass=ids, tests=tests))
         assert wrong.feedback.startswith("tests/test_add.py::test_add fails: assert -1 == 3")
+
+
+def test_tests_may_come_as_a_diff_and_files_that_are_not_text_as_base64(backend: SandboxBackend) -> None:
+    odd = base64.b64encode(b"\xff\x00").decode()
+    diff = """--- a/tests/test_old.py
++++ b/tests/test_old.py
+@@ -1,5 +1,9 @@
+-from calc.core import neg
++from pathlib import Path
++from calc.core import add, neg
+
+
+ def test_neg():
+     assert neg(2) == -2
++
++def test_add():
++    assert Path(__file__).with_name("odd.bin").read_bytes()[0] + add(1, 2) == 258
+"""
+    hidden: dict[str, JsonValue] = {"fail_to_pass": ["tests/test_old.py::test_add"], "test_patch": diff}
+    public = Public(prompt="Mend add.", files=BASE, data={"binary": {"tests/odd.bin": odd}})
+    task = Task(id="calc", split="train", public=public, hidden=Hidden(data=hidden))
+    PytestGrader().check(task)
+    verdict = judged(backend, RIGHT, task)
+    assert (verdict.feedback, verdict.value) == ("", 1.0)
+    assert judged(backend, {"calc/core.py": f"{CORE}#\n"}, task).level == "failed"
+    bad = Hidden(data={**hidden, "test_patch": diff.replace("import neg", "import pos")})
+    with pytest.raises(VerifierError, match="the test patch of 'calc' does not fit its repository: hunk 1"):
+        PytestGrader().check(task.model_copy(update={"hidden": bad}))
+    wrong = public.model_copy(update={"data": {"binary": {"tests/odd.bin": "?"}}})
+    with pytest.raises(VerifierError, match="as base64 texts by path"):
+        PytestGrader().check(task.model_copy(update={"public": wrong}))

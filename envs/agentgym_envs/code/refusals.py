@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -89,14 +90,14 @@ class FileTasks(RowTasks):
 
 
 def json_lines(path: Path) -> Iterator[Placed]:
-    """Yield the lines of a file that are not empty, as text, each with its place.
+    """Yield the lines of a file that are not empty, as text, each with its place; the file may be gzip.
 
     Raises:
         TaskError: there is no such file.
     """
     if not path.is_file():
         raise TaskError(f"no task file at {path}; wanted JSON Lines with one task per line")
-    with path.open(encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield f"{path}:{number}", line
