@@ -7,6 +7,22 @@ SANDBOX ?= process
 TRUSTED ?= 0
 PYTEST ?=
 
+# What the tests need; one per line.
+TEST_EXTRAS =
+TEST_EXTRAS += train
+TEST_EXTRAS += docker
+TEST_EXTRAS += datasets
+TEST_EXTRAS += dev
+TEST_EXTRAS += judge
+TEST_EXTRAS += math
+TEST_EXTRAS += openai
+TEST_EXTRAS += remote
+TEST_EXTRAS += serve
+TEST_EXTRAS += tensorboard
+TEST_EXTRAS += tools
+comma := ,
+space := $(subst ,, )
+
 BIN = $(VENV)/bin
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
 options-1 = sandbox.options.trusted=true
@@ -32,7 +48,7 @@ $(VENV)/demo: $(VENV)/ready pyproject.toml
 	@touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(BIN)/pip install --quiet --editable ".[train,docker,datasets,math,judge,openai,tensorboard,remote,serve,dev]"
+	$(BIN)/pip install --quiet --editable ".[$(subst $(space),$(comma),$(strip $(TEST_EXTRAS)))]"
 	@touch $@
 
 # The process sandbox is built on bubblewrap; installing it needs root, so without root its absence is explained later.

@@ -23,6 +23,9 @@ from agentgym.types import EndReason, Message, Signal, Split, Submission, ToolCa
 __all__ = ["AgentEnv", "Observation", "Submit", "tool"]
 
 Observation = tuple[Message, ...]
+Guard = Callable[[ToolCall, Sequence[Turn]], str | None]
+"""Asked before every well-formed call runs, with the episode so far: a reason refuses it, and the agent reads that
+(after VeriGuard: a policy's predicate stands between what an agent proposes and what happens)."""
 
 
 class AgentEnv(gymnasium.Env[Observation, Message | str]):
@@ -43,7 +46,9 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     """A registered grader, for environments that do not override `grade`."""
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "failed", "passed")
     """The verdict levels that this environment can reach, worst first."""
-    signals: ClassVar[tuple[str, ...]] = ("malformed", "valid_calls")
+    conversational: ClassVar[bool] = False
+    """Whether a message that calls no tool is said to somebody, and so is not malformed."""
+    signals: ClassVar[tuple[str, ...]] = ("malformed", "refused", "valid_calls")
     """The turn signals that this class emits beside those of its bases; a reward scheme can read only these."""
 
     def __init__(
@@ -54,6 +59,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         quarantine: str | Path | None = None,
         sandbox: SandboxBackend | str = "process",
         scheme: RewardScheme | None = None,
+        guard: Guard | None = None,
         max_turns: int = 8,
         observation_limit: int = 4096,
         render_mode: str | None = None,
@@ -68,6 +74,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self.scheme: RewardScheme = scheme or OutcomeOnly()
         check_levels(self.scheme, self.levels)
         check_signals(self.scheme, (name for owner in type(self).__mro__ for name in vars(owner).get("signals", ())))
+        self.guard = guard
         self.max_turns = max_turns
         self.observation_limit = observation_limit
         self.render_mode = render_mode
@@ -84,6 +91,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self.review: Review | None = None
         """What training does to a verdict: injected noise, and appeals. Evaluations leave it None."""
         self._signals: list[Signal] = []
+        self._refused = 0
         self.turns: list[Turn] = []
         self._prompt: Observation = ()
 
@@ -150,8 +158,15 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         """
         return {}
 
-    def on_text(self, text: str) -> str:  # noqa: ARG002 -- for subclasses
-        """Answer a message that calls no tool."""
+    def call_tool(self, one: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Run a tool with checked arguments; by default the method of its name. What it returns is shown as text.
+
+        Environments whose tools live elsewhere, in a world of records or on another server, override this.
+        """
+        return getattr(self, one.name)(**arguments)
+
+    def on_text(self, text: str) -> str | Submit:  # noqa: ARG002 -- for subclasses
+        """Answer a message that calls no tool, or take it as the end."""
         return f"error: no tool call found; call one of: {', '.join(self.tools)}"
 
     def on_verdict(self, verdict: Verdict) -> None:
@@ -276,11 +291,15 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             parsed = parse_calls(message.content, self.tools, message.call_format)
             calls, problems = parsed.calls, parsed.problems
         unread = len(problems) + sum(bool(one.problem) for one in calls)
-        self.emit("malformed", float(unread or not calls))
+        self.emit("malformed", float(unread or not (calls or self.conversational)))
         observation = [Message(role="user", content=f"error: {one}") for one in problems]
+        valid, submission, self._refused = 0, None, 0
         if not calls and not problems:
-            observation.append(Message(role="user", content=self._cut(self.on_text(message.content))))
-        valid, submission = 0, None
+            said = self.on_text(message.content)
+            if isinstance(said, Submit):
+                submission = said.submission
+            else:
+                observation.append(Message(role="user", content=self._cut(said)))
         for call in calls:
             text, ok, submission = self._call(call)
             valid += ok
@@ -290,6 +309,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
                 Message(role="tool", content=self._cut(text), name=call.name, tool_call_id=call.id or None)
             )
         self.emit("valid_calls", float(valid))
+        if self.guard is not None:
+            self.emit("refused", float(self._refused))
         return tuple(observation), submission
 
     def _call(self, call: ToolCall) -> tuple[str, bool, Submission | None]:
@@ -302,9 +323,12 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
             arguments = one.check(call.arguments)
         except ValueError as error:
             return f"error: {error}", False, None
-        method: Callable[..., Any] = getattr(self, one.method)
+        reason = self.guard(call, self.turns) if self.guard is not None else None
+        if reason is not None:
+            self._refused += 1
+            return f"error: refused: {reason}", False, None
         try:
-            result = method(**arguments)
+            result = self.call_tool(one, arguments)
         except Submit as handed_in:
             result = handed_in
         except ValueError as error:  # a tool's word for input that it cannot use

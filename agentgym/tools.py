@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from inspect import Parameter, cleandoc, signature
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from agentgym.errors import MissingExtraError, UnknownNameError
 from agentgym.types import Submission
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -27,14 +29,45 @@ class Submit(Exception):  # noqa: N818 -- may also be raised, from deep inside a
         self.submission = Submission(answer=answer, files=dict(files or {}), data=data)
 
 
+class Tool(Protocol):
+    """Something that the agent may call."""
+
+    @property
+    def name(self) -> str:
+        """What the agent calls it."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What it does."""
+        ...
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The tool in OpenAI's function-calling shape."""
+        ...
+
+    @property
+    def text_argument(self) -> str | None:
+        """The only required argument, if it is a string: what the body of a fenced call fills."""
+        ...
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return validated arguments.
+
+        Raises:
+            ValueError: with one sentence that says what was wanted.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Tool:
-    """A callable that the agent may use."""
+class MethodTool:
+    """A typed method as a tool."""
 
     name: str
     description: str
     arguments: type[BaseModel]
-    method: str
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -64,8 +97,68 @@ class Tool:
         return {name: getattr(model, name) for name in self.arguments.model_fields}
 
 
+@dataclass(frozen=True, eq=False)
+class SchemaTool:
+    """A tool that is known by its JSON Schema alone, such as one of another server.
+
+    Raises:
+        MissingExtraError: the package `jsonschema` is not installed.
+        ValueError: the schema itself is malformed.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if find_spec("jsonschema") is None:
+            raise MissingExtraError("jsonschema", "tools")
+        from jsonschema import Draft202012Validator, SchemaError
+
+        try:
+            Draft202012Validator.check_schema(self.parameters)
+        except SchemaError as error:
+            raise ValueError(f"the schema of the tool {self.name!r} is malformed: {error.message}") from error
+
+    @cached_property
+    def _validator(self) -> Any:
+        from jsonschema import Draft202012Validator
+
+        return Draft202012Validator(self.parameters)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The tool in OpenAI's function-calling shape."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
+
+    @property
+    def text_argument(self) -> str | None:
+        """The only required argument, if it is a string: what the body of a fenced call fills."""
+        required = self.parameters.get("required", [])
+        if len(required) == 1 and self.parameters.get("properties", {}).get(required[0], {}).get("type") == "string":
+            return str(required[0])
+        return None
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return validated arguments; one that the schema does not name is refused.
+
+        Raises:
+            ValueError: with one sentence that says what was wanted.
+        """
+        given = dict(arguments)
+        known = self.parameters.get("properties", {})
+        if "additionalProperties" not in self.parameters and (extra := sorted(given.keys() - known.keys())):
+            raise ValueError(f"{self.name}: {UnknownNameError('argument', extra[0], known)}")
+        found = min(self._validator.iter_errors(given), key=lambda one: len(one.absolute_path), default=None)
+        if found is not None:
+            where = ".".join(map(str, found.absolute_path)) or "arguments"
+            raise ValueError(f"{self.name}: {where}: {found.message[:200]}")
+        return given
+
+
 @lru_cache(maxsize=1024)
-def _schema(tool: Tool) -> dict[str, Any]:
+def _schema(tool: MethodTool) -> dict[str, Any]:
     # Made once: every episode asks for it, and pydantic takes a millisecond.
     parameters = tool.arguments.model_json_schema()
     parameters.pop("title", None)
@@ -114,4 +207,4 @@ def _describe(name: str, function: Callable[..., Any]) -> Tool:
         default = ... if parameter.default is Parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
     config = ConfigDict(extra="forbid", strict=True)
-    return Tool(name, doc, create_model(f"{name}_arguments", __config__=config, **fields), name)
+    return MethodTool(name, doc, create_model(f"{name}_arguments", __config__=config, **fields))
