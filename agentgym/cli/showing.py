@@ -113,9 +113,19 @@ def _show_task(kept: RunDirectory, task: str, step: int | None, attempt: int | N
     for one in found:
         say(f"── step {chosen}, task {one.task_id} ({one.split}), attempt {one.attempt}, seed {one.seed}", "bold")
         show_messages(one.prompt)
-        for turn in one.turns:
+        for number, turn in enumerate(one.turns, start=1):
+            say(f"── turn {number} of {len(one.turns)}, {turn.seconds:.1f} s", "dim")
             show_messages((turn.action, *turn.observation))
+            if turn.signals:
+                say(f"signals: {', '.join(f'{one.name} {one.value:g}' for one in turn.signals)}", "magenta")
         say(_ending(one), "bold")
+        if one.verdict is not None and one.verdict.components:
+            say(f"measured: {', '.join(map(_component, one.verdict.components.items()))}")
+
+
+def _component(item: tuple[str, float | None]) -> str:
+    name, value = item
+    return f"{name} {'unknown' if value is None else format(value, '.4g')}"
 
 
 def _has(kept: RunDirectory, step: int, task: str) -> bool:
