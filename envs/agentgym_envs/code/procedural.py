@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from agentgym.task import Hidden, Public, Task
+from agentgym_envs.code.hints import with_hints
 from agentgym_envs.code.splits import digest_of, split_of
 
 MAX_STEPS = 6
@@ -107,7 +108,7 @@ def _task(
         data={"examples": cases[:_VISIBLE], "entry": ["f"]},
     )
     name = digest_of(public)
-    return Task(
+    task = Task(
         id=f"functions/{name}",
         split=split_of(name),
         public=public,
@@ -121,6 +122,7 @@ def _task(
         ),
         difficulty=difficulty,
     )
+    return with_hints(task)
 
 
 def _draw(rng: np.random.Generator, kind: str) -> Step:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from agentgym.errors import TaskError
 from agentgym.task import Task, TaskSet
+from agentgym_envs.code.hints import with_hints
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
@@ -66,7 +67,7 @@ class RowTasks(TaskSet):
                 row = json.loads(row)
             name = self._identify(row)
             try:
-                return name, self._convert(row)
+                return name, with_hints(self._convert(row))
             except Refused as reason:
                 return name, reason
         except (ValueError, KeyError, TypeError, AttributeError) as error:
