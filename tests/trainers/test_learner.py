@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from agentgym.errors import AgentgymError
@@ -19,30 +20,10 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import check_head, token_logprobs
-from agentgym_trainers.losses import off_policy_codes
 from agentgym_trainers.optimizer import CollapseError
 from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
 
 Tiny = tuple[Any, ChatFormat]
-
-
-def conversation(seed: int, turns: int = 2) -> TokenBuffer:
-    """A buffer of random tokens of a length that depends on the seed."""
-    draw = torch.Generator().manual_seed(seed)
-    buffer = TokenBuffer()
-    for turn in range(turns):
-        length = int(torch.randint(2, 9, (1,), generator=draw))
-        ids = torch.randint(6, 260, (2 * length,), generator=draw).tolist()
-        buffer.append_text(ids[:length], turn)
-        buffer.append_sampled(ids[length:], [-5.5] * length, turn)
-    buffer.append_text([7, 8, 9], turns - 1)
-    return buffer
-
-
-BUFFERS = [conversation(seed) for seed in range(12)]
-BATCH = TokenBatch.of(BUFFERS)
-ADVANTAGE = torch.randn(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(0)) * BATCH.sampled_BL
-ON_POLICY = off_policy_codes(["none"] * len(BUFFERS))
 
 
 def learner(tiny: Tiny, *, token_budget: int = 100_000, logit_budget: int = 1 << 24, lr: float = 1e-3) -> Learner:

@@ -1,4 +1,4 @@
-"""Corrections of noisy rewards must survive the advantage estimator; one that undoes them is refused."""
+"""Advantage estimators are tried out before a run, and refused where they would silently teach nothing."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ def refuse_cancellation(scheme: Any, advantage: str, estimate: Callable[[Credit]
         raise RecipeError(
             f"the advantage {advantage!r} cancels the {type(scheme).__name__} of noisy rewards, because it is blind to "
             f"a group's {change}; {_ADVICE[change]}"
+        )
+
+
+def refuse_loneliness(advantage: str, estimate: Callable[[Credit], Tensor]) -> None:
+    """Refuse an estimator that compares siblings where every task is attempted once.
+
+    Raises:
+        RecipeError: attempts without siblings would all get the advantage 0.
+    """
+    lone = replace(_two_groups(), group_B=torch.arange(6))
+    if not bool(estimate(lone).any()):
+        raise RecipeError(
+            f"the advantage {advantage!r} compares attempts at one task, found trainer.policy.attempts 1; "
+            "wanted at least 2, or an advantage without siblings, such as gae"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,27 @@ from torch import Tensor
 from agentgym.errors import AgentgymError
 from agentgym.tokens import TokenBuffer
 from agentgym_trainers.batch import TokenBatch, cut
-from agentgym_trainers.logprobs import check_head, token_logprobs
+from agentgym_trainers.critic import Critic, CriticPhase
+from agentgym_trainers.gae import ValueTargets
+from agentgym_trainers.logprobs import check_head
 from agentgym_trainers.losses import clipped
+from agentgym_trainers.network import Network, Scores
 from agentgym_trainers.optimizer import Optimizer
-from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
+from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 
 Metrics = dict[str, float]
 Loss = Callable[..., tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """A batch of rows and what they teach; without a loss only the critic learns."""
+
+    batch: TokenBatch
+    advantage_BL: Tensor
+    off_policy_B: Tensor
+    values: ValueTargets | None
+    loss: Loss | None
 
 
 class Learner:
@@ -27,15 +42,37 @@ class Learner:
     def __init__(self, model: Any, compute: ComputeSettings) -> None:
         check_head(model)
         self.model = model
-        self.reference: Any | None = None
+        self.reference: Network | None = None
         """A frozen copy for the KL term, where a phase asks for one."""
         self._compute = compute
+        self._network = Network(model, compute)
         self._optimizer: Optimizer | None = None
+        self._critic: CriticPhase | None = None
 
-    def begin(self, optim: OptimSettings, steps: int, *, keep_reference: bool = False) -> None:
-        """Start a phase of `steps` optimizer steps with a fresh optimizer."""
+    def begin(
+        self,
+        optim: OptimSettings,
+        steps: int,
+        *,
+        keep_reference: bool = False,
+        critic: CriticSettings | None = None,
+        critic_steps: int = 0,
+    ) -> None:
+        """Start a phase with fresh optimizers.
+
+        Args:
+            optim: of the policy.
+            steps: optimizer steps that the policy's schedule spans.
+            keep_reference: keep a frozen copy of the model as it is now.
+            critic: build a critic, which starts from the model as it is now.
+            critic_steps: optimizer steps that the critic's schedule spans.
+        """
         self._optimizer = Optimizer(self.model.parameters(), optim, steps)
-        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if keep_reference else None
+        frozen = copy.deepcopy(self.model).eval().requires_grad_(False) if keep_reference else None
+        self.reference = None if frozen is None else Network(frozen, self._compute)
+        built = None if critic is None else Critic.of(critic, self.model)
+        self._critic = None if critic is None or built is None else CriticPhase(built, critic, critic_steps)
+        self._network = Network(self.model, self._compute, built)
 
     def sft_step(self, buffers: Sequence[TokenBuffer]) -> Metrics:
         """Take one step towards the sampled tokens of demonstrations."""
@@ -44,11 +81,11 @@ class Learner:
         metrics: Metrics = {"loss": 0.0, "entropy": 0.0, "tokens": float(total)}
         for index_R in batch.micro_batches(torch.arange(len(buffers)), self._compute.token_budget):
             part = self._to_device(batch.rows(index_R))
-            logp_BL, entropy_BL = self._logprobs(self.model, part, temperature=1.0)
-            loss = -logp_BL.sum() / total
-            loss.backward()  # type: ignore[no-untyped-call]
+            scores = self._network(part, temperature=1.0)
+            loss = -scores.logp_BL.sum() / total
+            loss.backward()
             metrics["loss"] += float(loss.detach())
-            metrics["entropy"] += float(entropy_BL.sum()) / total
+            metrics["entropy"] += float(scores.entropy_BL.sum()) / total
         return metrics | self._phase.step(metrics["loss"])
 
     def policy_step(
@@ -59,6 +96,8 @@ class Learner:
         policy: PolicySettings,
         loss: Loss = clipped,
         *,
+        values: ValueTargets | None = None,
+        frozen: bool = False,
         generator: torch.Generator | None = None,
     ) -> Metrics:
         """Train on one batch of attempts: `epochs` passes of `minibatches` optimizer steps.
@@ -69,19 +108,24 @@ class Learner:
             off_policy_B: codes from `off_policy_codes`.
             policy: temperature, epochs, minibatches and loss options.
             loss: the policy loss.
+            values: what the critic is fitted to.
+            frozen: train the critic alone.
             generator: shuffles rows into minibatches.
 
         Returns:
             Means over the optimizer steps taken; only `tokens` (0) if no row teaches anything.
         """
         useful_B = (advantage_BL != 0).any(1) | torch.tensor(self.reference is not None)
+        if values is not None:
+            useful_B = useful_B | values.mask_BL.any(1)
         index_R = (useful_B & batch.sampled_BL.any(1)).nonzero()[:, 0]
+        lesson = _Lesson(batch, advantage_BL, off_policy_B, values, None if frozen else loss)
         history: list[Metrics] = []
         for _ in range(policy.epochs if len(index_R) else 0):
             if policy.minibatches > 1:
                 index_R = index_R[torch.randperm(len(index_R), generator=generator)]
             parts = index_R.tensor_split(min(policy.minibatches, len(index_R)))
-            history += [self._mini_step(batch, advantage_BL, off_policy_B, mini_R, policy, loss) for mini_R in parts]
+            history += [self._mini_step(lesson, mini_R, policy) for mini_R in parts]
         if not history:
             return {"tokens": 0.0}
         return {name: sum(one[name] for one in history) / len(history) for name in history[0]} | {
@@ -93,11 +137,21 @@ class Learner:
         """Optimizer steps taken in this phase."""
         return self._phase.updates
 
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Return float32 [B, L] the critic's value of the state in which each token was sampled; 0 elsewhere."""
+        value_BL = torch.zeros(batch.ids_BL.shape)
+        for index_R in batch.micro_batches(batch.sampled_BL.any(1).nonzero()[:, 0], self._compute.token_budget):
+            with torch.no_grad():
+                part_RL = self._network(self._to_device(batch.rows(index_R)), temperature=1.0, policy=False).value_BL
+            value_BL[index_R, : part_RL.shape[1]] = part_RL.cpu()
+        return value_BL
+
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on."""
         return {
             "model": self.model.state_dict(),
-            "reference": None if self.reference is None else self.reference.state_dict(),
+            "reference": None if self.reference is None else self.reference.model.state_dict(),
+            "critic": None if self._critic is None else self._critic.state_dict(),
             "optimizer": self._phase.state_dict(),
         }
 
@@ -106,7 +160,9 @@ class Learner:
         self._phase.load_state_dict(state["optimizer"])
         self.model.load_state_dict(state["model"])
         if self.reference is not None:
-            self.reference.load_state_dict(state["reference"])
+            self.reference.model.load_state_dict(state["reference"])
+        if self._critic is not None:
+            self._critic.load_state_dict(state["critic"])
 
     @property
     def _phase(self) -> Optimizer:
@@ -114,47 +170,59 @@ class Learner:
             raise AgentgymError("the learner has no phase yet; call begin() first")
         return self._optimizer
 
-    def _mini_step(
-        self,
-        batch: TokenBatch,
-        advantage_BL: Tensor,
-        off_policy_B: Tensor,
-        mini_R: Tensor,
-        policy: PolicySettings,
-        loss: Loss,
-    ) -> Metrics:
-        total = int(batch.sampled_BL[mini_R].sum())
-        sums: Metrics = {"loss": 0.0, "entropy": 0.0, "drift": 0.0, "tokens": float(total)}
-        for index_R in batch.micro_batches(mini_R, self._compute.token_budget):
-            part = self._to_device(batch.rows(index_R))
-            width, device = part.ids_BL.shape[1], part.ids_BL.device
-            part_advantage_BL = cut(advantage_BL, index_R, width).to(device)
-            logp_BL, entropy_BL = self._logprobs(self.model, part, policy.temperature)
-            reference_BL = self._reference_logprobs(part, policy.temperature)
-            weight_BL = torch.full_like(logp_BL, 1 / total)
-            value, metrics = loss(
-                logp_BL, part.logp_old_BL, reference_BL, part_advantage_BL, part.sampled_BL, weight_BL,
-                off_policy_B=off_policy_B[index_R].to(device), **policy.loss_options,
-            )  # fmt: skip
-            value.backward()  # type: ignore[no-untyped-call]
-            drift_BL = (logp_BL.detach() - part.logp_old_BL).abs() * part.sampled_BL
-            drift_B = drift_BL.sum(1) * (off_policy_B[index_R] == 0).to(device)  # a hinted row's context differs
-            metrics |= {"loss": float(value.detach()), "entropy": float(entropy_BL.sum()) / total}
-            metrics["drift"] = float(drift_B.sum()) / total
+    def _mini_step(self, lesson: _Lesson, mini_R: Tensor, policy: PolicySettings) -> Metrics:
+        tokens = int(lesson.batch.sampled_BL[mini_R].sum())
+        valued = 0 if lesson.values is None else int(lesson.values.mask_BL[mini_R].sum())
+        sums: Metrics = {"tokens": float(tokens)}
+        for index_R in lesson.batch.micro_batches(mini_R, self._compute.token_budget):
+            part = self._to_device(lesson.batch.rows(index_R))
+            scores: Scores = self._network(part, temperature=policy.temperature, policy=lesson.loss is not None)
+            total, metrics = torch.zeros((), device=part.ids_BL.device), Metrics()
+            if lesson.loss is not None:
+                total, metrics = self._policy_loss(lesson.loss, lesson, index_R, part, scores, policy, tokens)
+            if self._critic is not None and lesson.values is not None and valued:
+                value, more = self._critic.loss(scores.value_BL, lesson.values, index_R, 1 / valued)
+                total, metrics = total + value, metrics | more
+            total.backward()  # type: ignore[no-untyped-call]
             for name, one in metrics.items():
                 sums[name] = sums.get(name, 0.0) + one
-        return sums | self._phase.step(sums["loss"])
+        if lesson.loss is not None:
+            sums |= self._phase.step(sums["loss"])
+        if self._critic is not None and valued:
+            sums |= self._critic.step(sums["value_loss"])
+        return sums
 
-    def _logprobs(self, model: Any, part: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        return token_logprobs(
-            model, part.ids_BL, part.sampled_BL, temperature=temperature, logit_budget=self._compute.logit_budget
-        )
+    def _policy_loss(
+        self,
+        loss: Loss,
+        lesson: _Lesson,
+        index_R: Tensor,
+        part: TokenBatch,
+        scores: Scores,
+        policy: PolicySettings,
+        tokens: int,
+    ) -> tuple[Tensor, Metrics]:
+        """Return one micro-batch's share of the loss and of the metrics."""
+        width, device = part.ids_BL.shape[1], part.ids_BL.device
+        logp_BL, off_policy_R = scores.logp_BL, lesson.off_policy_B[index_R].to(device)
+        advantage_BL = cut(lesson.advantage_BL, index_R, width).to(device)
+        reference_BL = self._reference_logprobs(part, policy.temperature)
+        weight_BL = torch.full_like(logp_BL, 1 / tokens)
+        value, metrics = loss(
+            logp_BL, part.logp_old_BL, reference_BL, advantage_BL, part.sampled_BL, weight_BL,
+            off_policy_B=off_policy_R, **policy.loss_options,
+        )  # fmt: skip
+        drift_BL = (logp_BL.detach() - part.logp_old_BL).abs() * part.sampled_BL
+        drift_R = drift_BL.sum(1) * (off_policy_R == 0)  # a hinted row's context differs
+        metrics |= {"loss": float(value.detach()), "entropy": float(scores.entropy_BL.sum()) / tokens}
+        return value, metrics | {"drift": float(drift_R.sum()) / tokens}
 
     def _reference_logprobs(self, part: TokenBatch, temperature: float) -> Tensor | None:
         if self.reference is None:
             return None
         with torch.no_grad():
-            return self._logprobs(self.reference, part, temperature)[0]
+            scores: Scores = self.reference(part, temperature=temperature)
+        return scores.logp_BL
 
     def _to_device(self, part: TokenBatch) -> TokenBatch:
         device = self.model.device

@@ -43,28 +43,56 @@ def token_logprobs(
     Returns:
         float32 [B, L] with gradient, and float32 [B, L] without.
     """
-    hidden_BLD = model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state
-    hidden_ND = hidden_BLD[:, :-1][mask_BL[:, 1:]]
-    target_N = ids_BL[mask_BL]
+    states_ND = predicting_states(model.base_model, ids_BL, mask_BL)
     head = model.get_output_embeddings()
+    logp_N, entropy_N = score(head, states_ND, ids_BL[mask_BL], temperature=temperature, logit_budget=logit_budget)
+    zeros_BL = torch.zeros(ids_BL.shape, device=ids_BL.device)
+    return zeros_BL.masked_scatter(mask_BL, logp_N), zeros_BL.masked_scatter(mask_BL, entropy_N)
+
+
+def predicting_states(trunk: Any, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Return [N, D] the hidden states from which the N masked tokens are predicted: those of the tokens before them.
+
+    Args:
+        trunk: a transformers base model.
+        ids_BL: padded on the right.
+        mask_BL: bool; the first column must be False.
+    """
+    hidden_BLD: Tensor = trunk(input_ids=ids_BL, use_cache=False).last_hidden_state
+    return hidden_BLD[:, :-1][mask_BL[:, 1:]]
+
+
+def score(
+    head: Any, states_ND: Tensor, target_N: Tensor, *, temperature: float, logit_budget: int
+) -> tuple[Tensor, Tensor]:
+    """Return float32 [N] logprobs of targets, with gradient, and the entropies (nats) of their distributions, without.
+
+    The vocabulary's logits exist for `logit_budget` of them at a time: backward computes each part anew.
+
+    Args:
+        head: the output layer.
+        states_ND: what it reads.
+        target_N: token ids.
+        temperature: divides the logits.
+        logit_budget: tokens x vocabulary.
+    """
     size = max(1, logit_budget // head.weight.shape[0])
-    whole = len(target_N) <= size
-    parts = [
-        _score(head, hidden, target, temperature)
-        if whole or not torch.is_grad_enabled()
-        else checkpoint(_score, head, hidden, target, temperature, use_reentrant=False)
-        for hidden, target in zip(torch.split(hidden_ND, size), torch.split(target_N, size), strict=True)
-    ]
-    logp_BL = hidden_BLD.new_zeros(ids_BL.shape, dtype=torch.float32)
-    entropy_BL = torch.zeros_like(logp_BL)
-    if parts:
-        logp_BL = logp_BL.masked_scatter(mask_BL, torch.cat([logp for logp, _ in parts]))
-        entropy_BL = entropy_BL.masked_scatter(mask_BL, torch.cat([entropy for _, entropy in parts]))
-    return logp_BL, entropy_BL
+    if len(target_N) <= size or not torch.is_grad_enabled():
+        parts = [
+            _score(head, states, target, temperature)
+            for states, target in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True)
+        ]
+    else:
+        parts = [
+            checkpoint(_score, head, states, target, temperature, use_reentrant=False)
+            for states, target in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True)
+        ]
+    logp, entropy = zip(*parts, strict=True)
+    return torch.cat(logp), torch.cat(entropy)
 
 
-def _score(head: Any, hidden_ND: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logp_NV = torch.log_softmax(head(hidden_ND).float() / temperature, dim=-1)
+def _score(head: Any, states_ND: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logp_NV = torch.log_softmax(head(states_ND).float() / temperature, dim=-1)
     with torch.no_grad():
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
     return logp_NV.gather(-1, target_N[:, None])[:, 0], entropy_N

@@ -123,7 +123,9 @@ class Trainer:
         rewards = [self.prepared.scheme(group) for group in groups]
         sampled = time.monotonic()
         seed = derive_seed(self.recipe.seed, "minibatches", self.step)
-        metrics |= rollout_metrics(groups, rewards) | self._update(self.parts.learner, groups, rewards, seed=seed)
+        done = self.step - self.settings.sft.steps
+        metrics |= rollout_metrics(groups, rewards)
+        metrics |= self._update(self.parts.learner, groups, rewards, seed=seed, done=done)
         await self.collector.updated()
         metrics |= {"seconds/rollout": sampled - began, "seconds/learn": time.monotonic() - sampled}
         for learnable in self._learnables.values():

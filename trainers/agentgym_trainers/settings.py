@@ -106,13 +106,39 @@ class SftSettings(Record):
     optim: OptimSettings = OptimSettings(lr=1e-3, schedule="cosine", warmup_steps=20)
 
 
+class CriticSettings(Record):
+    """What estimates values, for advantages that need them."""
+
+    trunk: Literal["own", "policy"] = "own"
+    """Hidden states of a model of its own, or of the policy's."""
+    path: str | None = None
+    """A Hugging Face folder or name for its own trunk; None copies the policy's as the phase begins."""
+    trunk_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the value loss's gradient that shapes the policy's trunk; 0 leaves it to the policy loss."""
+    clip: Annotated[float, Field(gt=0)] | None = 0.2
+    """Values are not followed further away from those before the update; in units of reward."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the returns that it is fitted to; 1 takes the rewards as they came."""
+    warmup_steps: Count = 0
+    """Steps of the policy phase that train the critic alone."""
+    optim: OptimSettings = OptimSettings(lr=1e-3)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CriticSettings:
+        if self.trunk == "policy" and self.path is not None:
+            raise ValueError(f"a critic on the policy's trunk loads no model, found path {self.path!r}; say trunk: own")
+        if self.trunk == "own" and self.trunk_weight:
+            raise ValueError("trunk_weight shapes the policy's trunk; say trunk: policy, or leave it out")
+        return self
+
+
 class PolicySettings(Record):
     """The policy-gradient phase."""
 
     steps: Count = 150
     tasks_per_step: Positive = 16
-    attempts: Annotated[int, Field(ge=2)] = 8
-    """Per task: the group."""
+    attempts: Positive = 8
+    """Per task: the group. Advantages that compare siblings need two at least."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of sampling and of the trained logprobs. There is no top_p: its distribution is not the one that is trained."""
     advantage: str = "grpo"
@@ -161,5 +187,6 @@ class TrainerSettings(Record):
     engine: EngineSettings = EngineSettings()
     sft: SftSettings = SftSettings()
     policy: PolicySettings = PolicySettings()
+    critic: CriticSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -1,0 +1,63 @@
+"""One forward pass: what a model says of the sampled tokens of a batch, and what a critic says of their states."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.critic import Critic
+from agentgym_trainers.logprobs import predicting_states, score
+from agentgym_trainers.settings import ComputeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Float32 [B, L], 0 where nothing was sampled."""
+
+    logp_BL: Tensor
+    """With gradient."""
+    entropy_BL: Tensor
+    """In nats, without gradient."""
+    value_BL: Tensor
+    """With gradient; 0 without a critic."""
+
+
+class Network(nn.Module):
+    """A policy's model, and a critic where the recipe has one."""
+
+    def __init__(self, model: Any, compute: ComputeSettings, critic: Critic | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.critic = critic
+        self._compute = compute
+
+    def forward(self, part: TokenBatch, *, temperature: float, policy: bool = True) -> Scores:
+        """Score a micro-batch.
+
+        Args:
+            part: on the model's device.
+            temperature: the logprobs are those of the distribution sampled at this temperature.
+            policy: also give logprobs and entropies; otherwise the policy's weights get no gradient.
+        """
+        zeros_BL = torch.zeros(part.ids_BL.shape, device=part.ids_BL.device)
+        logp_BL = entropy_BL = value_BL = zeros_BL
+        shared = self.critic is not None and self.critic.trunk is None
+        if policy or shared:
+            with nullcontext() if policy else torch.no_grad():
+                states_ND = predicting_states(self.model.base_model, part.ids_BL, part.sampled_BL)
+        if policy:
+            target_N = part.ids_BL[part.sampled_BL]
+            head, budget = self.model.get_output_embeddings(), self._compute.logit_budget
+            logp_N, entropy_N = score(head, states_ND, target_N, temperature=temperature, logit_budget=budget)
+            logp_BL = zeros_BL.masked_scatter(part.sampled_BL, logp_N)
+            entropy_BL = zeros_BL.masked_scatter(part.sampled_BL, entropy_N)
+        if self.critic is not None:
+            if not shared:
+                states_ND = predicting_states(self.critic.trunk, part.ids_BL, part.sampled_BL)
+            value_BL = zeros_BL.masked_scatter(part.sampled_BL, self.critic(states_ND))
+        return Scores(logp_BL, entropy_BL, value_BL)
