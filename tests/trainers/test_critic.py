@@ -125,8 +125,8 @@ def test_a_saved_critic_goes_on_bit_for_bit(tiny: Tiny, kind: CriticSettings) ->
 
 
 def test_a_critic_of_its_own_can_be_any_model_with_the_same_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
-    shape = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "context_length": 256}
-    small, tokenizer = new_model(ModelSettings(vocab_size=300, **shape), ["12+34"] * 3, seed=1, device="cpu")
+    shape = ModelSettings(vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32)
+    small, tokenizer = new_model(shape, ["12+34"] * 3, seed=1, device="cpu")
     small.resize_token_embeddings(tiny[0].config.vocab_size)
     export(small, tokenizer, tmp_path / "same")
     critic = Critic.of(CriticSettings(path=str(tmp_path / "same")), tiny[0])

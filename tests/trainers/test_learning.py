@@ -54,16 +54,15 @@ def test_held_out_pass_rate_rises_and_does_not_with_the_advantage_flipped(lab: A
     assert wrong[-1] <= wrong[0]
 
 
-@pytest.mark.parametrize("critic", [{}, {"trunk": "policy"}], ids=["own", "head"])
-def test_ppo_with_a_critic_raises_the_held_out_pass_rate(lab: Any, warm: Path, critic: dict[str, Any]) -> None:
-    # One attempt per task: nothing but the critic says what to expect of a task.
+def test_ppo_raises_the_held_out_pass_rate_and_its_critic_foresees_which_attempts_fail(lab: Any, warm: Path) -> None:
+    # One attempt per task: nothing but the critic says what to expect of a task; three in ten are never solved.
     policy = {"advantage": "gae", "attempts": 1, "tasks_per_step": 128, "advantage_options": {"lam": 1.0}}
-    trainer = {**improve(warm, 14, **policy), "critic": {"warmup_steps": 2, **critic}}
-    run = lab.train(environment=environment("plain"), trainer=trainer)
-    assert lab.held_out(run)[-1] >= lab.held_out(run)[0] + 0.12
+    trainer = {**improve(warm, 13, **policy), "critic": {"warmup_steps": 2}}
+    run = lab.train(environment=environment("mixed"), trainer=trainer)
+    assert lab.held_out(run)[-1] >= lab.held_out(run)[0] + 0.1
     foreseen = lab.column(run, "train/explained_variance")
     assert foreseen[0] == 0
-    assert foreseen[-1] > 0.05
+    assert foreseen[-1] > 0.3
 
 
 def test_an_ungated_step_bonus_is_farmed_and_a_gated_one_is_not(lab: Any, warm: Path) -> None:
