@@ -19,9 +19,6 @@ def one(size: int = 1) -> None:
     """Weave one."""
     print("wove", size)
 
-@app.command()
-def two() -> None:
-    """Weave two."""
 '''
 
 
@@ -35,7 +32,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "weaver-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: weaver\nVersion: 1\n")
     (folder / "weaver-1.dist-info" / "entry_points.txt").write_text(
         "[agentgym.commands]\nweave = weaver_commands:app\nbroken = weaver_broken:app\n"
-        "wrong = weaver_commands:MODULE\neval = weaver_commands:app\n"
+        "wrong = weaver_commands:typer\neval = weaver_commands:app\n"
     )
     monkeypatch.syspath_prepend(str(folder))
 
