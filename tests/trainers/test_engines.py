@@ -1,119 +1,188 @@
-"""Engines sample from what they report: seeds, logprobs, stops, batching, aborts."""
+"""The transformers engine keeps the contract in every mode; batches, prefixes and scripts do what they say."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+from engine_contract import PROMPTS, EngineContract, Subject, contract_model, stir
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.engines.decode import draw
 from agentgym_trainers.engines.hf import HFEngine
+from agentgym_trainers.engines.sampler import draw
 from agentgym_trainers.engines.scripted import ScriptedEngine
 
 Tiny = tuple[Any, ChatFormat]
-PROMPTS = [[3, 50, 60, 1, 4], [3, 70, 1, 4], [3, 50, 60, 70, 80, 90, 100, 110, 1, 4], [3, 51, 1, 4]]
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "sliding_window": 4, "initializer_range": 0.2,
+}  # fmt: skip
+MODES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "eager": (True, {"batching": "eager"}),
+    "untied": (False, {"batching": "eager"}),
+    "copied": (True, {"batching": "eager", "weights": "copied"}),
+    "lockstep": (False, {"batching": "lockstep", "patience_s": 1}),
+    "no-prefixes": (False, {"batching": "eager", "prefix_cache_mb": 0, "max_batch": 2}),
+}
+
+
+@pytest.fixture(params=list(MODES))
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    tied, options = MODES[request.param]
+    yield from hf(contract_model(tied=tied), **options)
+
+
+def hf(model: Any, **options: Any) -> Iterator[Subject]:
+    """An engine over a model, closed in the end."""
+    engine = HFEngine(model, **options)
+    made = Subject(engine, model, updates_midway=engine.owns_weights)
+    with made.runner:
+        yield made
+        made.run(engine.close())
+
+
+class TestHFEngine(EngineContract):
+    pass
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        (MistralForCausalLM, MistralConfig(**SHAPE)),
+        (
+            Gemma3ForCausalLM,
+            Gemma3TextConfig(**SHAPE, head_dim=16, layer_types=["sliding_attention", "full_attention"]),
+        ),
+    ],
+    ids=["all-windows", "some-windows"],
+)
+def test_models_with_sliding_windows_are_exact(family: Any, config: Any, attention: str) -> None:
+    config = copy.deepcopy(config)
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    for subject in hf(family(config).eval()):
+        EngineContract().test_every_turn_is_exact_from_its_first_token_on(subject)
+        EngineContract().test_logprobs_are_those_of_the_sampled_distribution(subject, {})
+
+
+def test_requests_join_and_leave_the_running_batch_at_any_token() -> None:
+    async def play(subject: Subject) -> list[str]:
+        order: list[str] = []
+
+        async def one(name: str, tokens: int) -> None:
+            await subject.ask(PROMPTS[0], name, max_tokens=tokens)
+            order.append(name)
+
+        long = asyncio.create_task(one("long", 600))
+        await asyncio.sleep(0.05)
+        for index in range(5):
+            await one(f"short-{index}", 3)  # each begins and ends while the long one runs
+        await long
+        return order
+
+    for subject in hf(contract_model(tied=True)):
+        assert subject.run(play(subject)) == [*(f"short-{index}" for index in range(5)), "long"]
+
+
+def test_a_session_computes_only_what_is_new_and_its_keys_go_with_it() -> None:
+    async def play(engine: HFEngine) -> list[int]:
+        engine.open("a")
+        context, hits = PROMPTS[2] * 4, []
+        for turn in range(3):
+            made = await engine.generate(context, Sampling(max_tokens=10, seed=turn), "a", ())
+            context = [*context, *made.ids, 5, 6, 7]
+            hits.append(engine.prefixes.hits)
+        engine.open("b")  # another session begins as the first did
+        await engine.generate([*PROMPTS[2] * 4, 9], Sampling(max_tokens=2), "b", ())
+        hits.append(engine.prefixes.hits)
+        await engine.update_weights()
+        assert len(engine.prefixes) == engine.prefixes.bytes == 0
+        await engine.generate(context, Sampling(max_tokens=2), "a", ())
+        assert len(engine.prefixes) == 1
+        for name in "ab":
+            engine.release(name)
+        assert len(engine.prefixes) == engine.prefixes.bytes == 0
+        return [*hits, engine.prefixes.hits]
+
+    for subject in hf(contract_model(tied=True)):
+        assert isinstance(subject.engine, HFEngine)
+        # The last sampled token of a turn was never computed: 40 + 9, then 53 + 9, then the 40 shared ones.
+        assert subject.run(play(subject.engine)) == [0, 49, 49 + 62, 49 + 62 + 40, 49 + 62 + 40]
+
+
+def test_prefixes_stay_within_their_memory() -> None:
+    per_token = 2 * 2 * 32 * 4  # two layers of keys and values, one head of 32 numbers of 4 bytes
+    room_mb = 60 * per_token / 2**20
+
+    async def play(engine: HFEngine) -> None:
+        for name in "abcde":
+            engine.open(name)
+            await engine.generate([ord(name), *PROMPTS[0] * 4], Sampling(max_tokens=5), name, ())
+            assert engine.prefixes.bytes <= 60 * per_token
+        assert len(engine.prefixes) == 2  # 25 tokens each
+        await engine.generate(PROMPTS[0] * 20, Sampling(max_tokens=5), "e", ())  # larger than all the memory there is
+        assert len(engine.prefixes) == 1
+
+    for subject in hf(contract_model(tied=True), prefix_cache_mb=room_mb):
+        assert isinstance(subject.engine, HFEngine)
+        subject.run(play(subject.engine))
+
+
+def test_a_shared_prompt_is_computed_once() -> None:
+    model, widths = contract_model(tied=True), []
+    model.model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    for subject in hf(model, batching="lockstep"):
+        made = subject.run(subject.ask_all([PROMPTS[2]] * 6))
+        for one in made:
+            subject.exact(PROMPTS[2], one)
+    assert widths[:2] == [(1, len(PROMPTS[2])), (6, 1)]
+    assert len({tuple(one.ids) for one in made}) == 6
 
 
 async def sample(
     model: Any, prompts: Sequence[list[int]], batching: Any = "lockstep", max_batch: int = 8, **sampling: Any
 ) -> list[Generation]:
-    """Ask for all prompts at once, each with its own seed."""
+    """Two turns of every prompt at once; the last ones."""
     engine = HFEngine(model, batching=batching, max_batch=max_batch)
     names = [f"s{index}" for index in range(len(prompts))]
+
+    async def play(index: int, name: str, prompt: list[int]) -> Generation:
+        made = await engine.generate(prompt, Sampling(max_tokens=6 + index, seed=index), name, (1,))
+        made = await engine.generate(
+            [*prompt, *made.ids, 5], Sampling(max_tokens=12, **{"seed": index} | sampling), name, (1,)
+        )
+        engine.release(name)
+        return made
+
     for name in names:
         engine.open(name)
     try:
         return await asyncio.gather(
-            *(
-                engine.generate(prompt, Sampling(max_tokens=12, **{"seed": index} | sampling), name, (1,))
-                for index, (name, prompt) in enumerate(zip(names, prompts, strict=True))
-            )
+            *(play(index, name, prompt) for index, (name, prompt) in enumerate(zip(names, prompts, strict=True)))
         )
     finally:
         await engine.close()
-
-
-def forward_logprobs(model: Any, prompt: list[int], made: Generation, temperature: float = 1.0) -> list[float]:
-    """The model's own logprobs of the sampled tokens, by one forward pass without a cache."""
-    ids = torch.tensor([[*prompt, *made.ids]])
-    with torch.no_grad():
-        logp = torch.log_softmax(model(ids).logits.float() / temperature, -1)[0]
-    found: list[float] = logp[len(prompt) - 1 : -1].gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
-    return found
-
-
-async def _parity(model: Any, temperature: float) -> None:
-    for prompt, made in zip(PROMPTS, await sample(model, PROMPTS, temperature=temperature), strict=True):
-        assert made.logprobs == pytest.approx(forward_logprobs(model, prompt, made, temperature), abs=1e-5)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_those_of_the_sampled_distribution(tiny: Tiny, temperature: float) -> None:
-    asyncio.run(_parity(tiny[0], temperature))
-
-
-def test_a_model_with_sliding_windows_samples_alike() -> None:
-    config = MistralConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    asyncio.run(_parity(MistralForCausalLM(config).eval(), 1.0))
-
-
-@pytest.mark.parametrize("batching", ["lockstep", "eager"])
-def test_a_result_depends_on_prompt_and_seed_and_not_on_its_neighbours(tiny: Tiny, batching: str) -> None:
-    together = asyncio.run(sample(tiny[0], PROMPTS, batching))
-    for index, prompt in enumerate(PROMPTS):
-        alone = asyncio.run(sample(tiny[0], [prompt], batching, seed=index))[0]
-        assert alone.ids == together[index].ids
-        assert alone.logprobs == pytest.approx(together[index].logprobs, abs=1e-5)
 
 
 def test_lockstep_repeats_bit_for_bit(tiny: Tiny) -> None:
     assert asyncio.run(sample(tiny[0], PROMPTS)) == asyncio.run(sample(tiny[0], PROMPTS))
 
 
-def test_another_seed_gives_another_answer(tiny: Tiny) -> None:
-    first, second = (asyncio.run(sample(tiny[0], PROMPTS[:1], seed=seed))[0] for seed in (1, 2))
-    assert first.ids != second.ids
-
-
 def test_small_batches_give_the_same_tokens(tiny: Tiny) -> None:
     whole, parts = asyncio.run(sample(tiny[0], PROMPTS)), asyncio.run(sample(tiny[0], PROMPTS, max_batch=2))
     assert [one.ids for one in whole] == [one.ids for one in parts]
-
-
-def test_greedy_takes_the_most_likely_token(tiny: Tiny) -> None:
-    made = asyncio.run(sample(tiny[0], PROMPTS[:1], temperature=0.0))[0]
-    with torch.no_grad():
-        assert made.ids[0] == int(tiny[0](torch.tensor(PROMPTS[:1])).logits[0, -1].argmax())
-    assert set(made.logprobs) == {0.0}
-
-
-def test_a_turn_ends_with_its_stop_token_or_at_its_limit(tiny: Tiny) -> None:
-    model = tiny[0]
-    free = asyncio.run(sample(model, PROMPTS[:1]))[0]
-    assert (free.stop_reason, len(free.ids)) == ("length", 12)
-
-    async def stopped() -> Generation:
-        engine = HFEngine(model)
-        made = await engine.generate(PROMPTS[0], Sampling(max_tokens=12, seed=0), "s", (free.ids[3],))
-        await engine.close()
-        return made
-
-    made = asyncio.run(stopped())
-    assert made.stop_reason == "stop"
-    assert made.ids == free.ids[: free.ids.index(free.ids[3]) + 1]
 
 
 def test_lockstep_waits_for_every_open_session(tiny: Tiny) -> None:
@@ -144,28 +213,39 @@ def test_lockstep_loses_patience_with_a_silent_session(tiny: Tiny, caplog: pytes
     assert "lockstep broken" in caplog.text
 
 
-def test_cancelling_takes_a_request_out_and_closing_aborts_the_rest(tiny: Tiny) -> None:
+def test_a_failing_model_is_an_infrastructure_error_and_the_engine_goes_on(tiny: Tiny) -> None:
+    model = copy.deepcopy(tiny[0])
+    good, model.lm_head = model.lm_head, torch.nn.Linear(1, 1)
+
     async def play() -> Generation:
-        engine = HFEngine(tiny[0])
-        asks = [engine.generate(PROMPTS[0], Sampling(max_tokens=100_000), name, ()) for name in "ab"]
-        cancelled, kept = (asyncio.create_task(ask) for ask in asks)
-        await asyncio.sleep(0.2)
-        cancelled.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await cancelled
-        await asyncio.wait_for(engine.close(), 5)
-        with pytest.raises(InfrastructureError, match="the engine is closed"):
-            await engine.generate(PROMPTS[0], Sampling(), "c", ())
-        return await kept
+        engine = HFEngine(model)
+        with pytest.raises(InfrastructureError, match="the model failed on a batch of 1: mat1 and mat2"):
+            await engine.generate(PROMPTS[0], Sampling(max_tokens=2), "a", ())
+        model.lm_head = good
+        made = await engine.generate(PROMPTS[0], Sampling(max_tokens=2), "a", ())
+        await engine.close()
+        return made
 
-    made = asyncio.run(play())
-    assert made.stop_reason == "abort"
-    assert len(made.ids) == len(made.logprobs)
+    assert len(asyncio.run(play()).ids) == 2
 
 
-def test_a_failing_model_is_an_infrastructure_error(tiny: Tiny) -> None:
-    with pytest.raises(InfrastructureError, match="the model failed on a batch of 1"):
-        asyncio.run(sample(tiny[0], [[10_000]]))
+def test_shared_weights_do_not_change_under_a_request() -> None:
+    async def play(subject: Subject) -> None:
+        asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=200))
+        await asyncio.sleep(0.02)
+        with pytest.raises(ValueError, match="weights='copied'"):
+            await subject.engine.update_weights()
+        await asked
+
+    for subject in hf(contract_model(tied=True)):
+        subject.run(play(subject))
+
+
+def test_copied_weights_stay_until_they_are_updated() -> None:
+    for subject in hf(contract_model(tied=True), weights="copied"):
+        old = copy.deepcopy(subject.model)
+        stir(subject.model, 3)
+        subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])), old)
 
 
 @given(
@@ -184,33 +264,6 @@ def test_drawing_inverts_the_cumulative_distribution(logits: list[float], unifor
         assert float(logp) == pytest.approx(float((probabilities[token] / mass).log()), abs=1e-3)
     else:  # the nucleus ends on a tie or at a rounding error
         assert float(probabilities[order[: len(kept)]].sum()) == pytest.approx(top_p, abs=1e-4)
-
-
-def test_a_weight_update_is_counted(tiny: Tiny) -> None:
-    async def play() -> tuple[int, int]:
-        engine = HFEngine(tiny[0])
-        await engine.update_weights()
-        first = engine.weight_version
-        await engine.update_weights(version=7)
-        await engine.close()
-        return first, engine.weight_version
-
-    assert asyncio.run(play()) == (1, 7)
-
-
-def test_an_aborted_request_returns_what_was_sampled(tiny: Tiny) -> None:
-    async def play() -> tuple[Generation, int]:
-        engine = HFEngine(tiny[0])
-        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=100_000), "a", ()))
-        await asyncio.sleep(0.2)
-        await engine.abort("a")
-        made, left = await asked, engine.pending
-        await engine.close()
-        return made, left
-
-    made, left = asyncio.run(play())
-    assert (made.stop_reason, left) == ("abort", 0)
-    assert len(made.ids) == len(made.logprobs) > 1
 
 
 def test_a_script_is_spoken_as_tokens(tiny: Tiny) -> None:

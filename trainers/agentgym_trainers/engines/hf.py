@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
-from agentgym_trainers.engines.decode import Batch, Request
+from agentgym_trainers.engines.continuous import ContinuousBatch, Result
+from agentgym_trainers.engines.decode import FixedBatch
+from agentgym_trainers.engines.prefixes import PrefixStore
+from agentgym_trainers.engines.sampler import Request
+from agentgym_trainers.engines.slots import fits_slots
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Update:
+    """New weights that wait for the space between two tokens."""
+
+    weights: dict[str, Any]
+    version: int
+    done: Future[None] = field(default_factory=Future)
 
 
 class HFEngine:
     """Batches concurrent requests on one worker thread, so that environments run meanwhile.
 
-    The model is shared with the learner: an optimizer step is at once what the engine samples from, and
-    `update_weights` only counts. Nobody may change weights while requests are pending.
+    `eager` batches continuously: a request joins the running batch at its next token and leaves at its last, so nobody
+    waits for a slow episode. `lockstep` forms a batch when every open session has a request, ordered by session name:
+    what is computed together then depends on nothing but the episodes, so a run can be repeated bit for bit.
 
-    `lockstep` forms a batch when every open session has a request, ordered by session name: what is computed
-    together then depends on nothing but the episodes, so a run can be repeated bit for bit. `eager` takes whatever is
-    waiting, and never waits for a slow episode.
+    The keys and values of an open session are kept for its next turn, and any request may begin with what another
+    session has computed; requests with one and the same prompt compute it once.
     """
 
     def __init__(
@@ -34,6 +51,8 @@ class HFEngine:
         batching: Literal["lockstep", "eager"] = "eager",
         max_batch: int = 256,
         patience_s: float = 120.0,
+        weights: Literal["shared", "copied"] = "shared",
+        prefix_cache_mb: float = 512.0,
     ) -> None:
         """Take a causal language model, already on its device.
 
@@ -42,17 +61,27 @@ class HFEngine:
             batching: how requests are put together.
             max_batch: rows computed at once.
             patience_s: after this long a lockstep batch leaves without the sessions that it waits for.
+            weights: `shared` samples from the learner's own tensors, so nothing may be pending while they change;
+                `copied` keeps a second copy, which `update_weights` refreshes between two tokens.
+            prefix_cache_mb: memory for keys and values of sessions between their turns; 0 keeps none.
         """
         self.weight_version = 0
-        self.owns_weights = False
-        self._model = model
+        self.owns_weights = weights == "copied"
+        self.prefixes = PrefixStore(int(prefix_cache_mb * 2**20))
+        self._source = model
+        self._model = copy.deepcopy(model).requires_grad_(False) if self.owns_weights else model
         self._lockstep = batching == "lockstep"
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._max_batch = max_batch
         self._patience_s = patience_s
+        self._batch = ContinuousBatch(self._model, self.prefixes) if fits_slots(model.config) else None
+        if self._batch is None and not self._lockstep:
+            logger.warning("%s keeps more than keys and values: its batches are fixed", type(model).__name__)
         self._lock = threading.Lock()
         self._open: set[str] = set()
         self._requests: dict[str, Request] = {}
-        self._pending: dict[str, Request] = {}
+        self._waiting: dict[str, Request] = {}
+        self._updates: list[_Update] = []
         self._busy = False
         self._closed = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentgym-hf")
@@ -62,19 +91,9 @@ class HFEngine:
         """Requests that wait or are under way."""
         return len(self._requests)
 
-    async def abort(self, session: str) -> None:
-        """End the session's request; its `generate` returns what was sampled so far."""
-        with self._lock:
-            request = self._requests.get(session)
-            waiting = self._pending.pop(session, None)
-        if request is not None:
-            request.aborted = True
-        if waiting is not None:
-            _resolve(waiting, Generation([], [], "abort", self.weight_version))
-            self._pump()
-
     def open(self, session: str) -> None:
         """Announce an episode; open all episodes of a lockstep rollout before the first one generates."""
+        self.prefixes.open(session)
         with self._lock:
             self._open.add(session)
 
@@ -88,23 +107,34 @@ class HFEngine:
         Raises:
             InfrastructureError: the engine is closed, or the model failed.
         """
-        if not prompt_ids:
-            raise ValueError("wanted at least one prompt token, found none; a prompt begins with what the model reads")
+        check_prompt(prompt_ids, self._vocabulary)
         request = Request(session, list(prompt_ids), sampling, frozenset(stop_ids))
         with self._lock:
             if self._closed:
                 raise InfrastructureError("the engine is closed; build a new HFEngine")
             if session in self._requests:
                 raise ValueError(f"session {session!r} already has a request; await it before the next turn")
-            self._requests[session] = self._pending[session] = request
+            self._requests[session] = self._waiting[session] = request
         self._pump()
         try:
             return await self._result(request)
         finally:
             self._drop(request)
 
+    async def abort(self, session: str) -> None:
+        """End the session's request; its `generate` returns what was sampled so far."""
+        with self._lock:
+            request = self._requests.get(session)
+            waiting = self._waiting.pop(session, None)
+        if request is not None:
+            request.aborted = True
+        if waiting is not None:
+            _resolve(waiting, Generation([], [], "abort", self.weight_version))
+            self._pump()
+
     def release(self, session: str) -> None:
-        """Forget an episode, so that nobody waits for it."""
+        """Forget an episode, so that nobody waits for it and nothing of it is kept."""
+        self.prefixes.close(session)
         with self._lock:
             self._open.discard(session)
         self._pump()
@@ -112,25 +142,43 @@ class HFEngine:
     async def update_weights(
         self, weights: Iterable[tuple[str, Any]] | None = None, version: int | None = None
     ) -> None:
-        """Note that the shared model has new weights, or give it some; not while requests are pending.
+        """Sample from new weights; a copied model takes them between two tokens, and computes contexts anew.
+
+        The tensors are read until this returns: do not change them meanwhile.
 
         Raises:
-            ValueError: requests are pending.
+            ValueError: requests are pending on shared weights, or the weights do not fit the model.
         """
-        if self.pending:
-            raise ValueError(f"wanted no pending requests while the shared weights change, found {self.pending}")
-        if weights is not None:
-            self._model.load_state_dict(dict(weights), strict=False)
-        self.weight_version = self.weight_version + 1 if version is None else version
+        version = self.weight_version + 1 if version is None else version
+        if not self.owns_weights:
+            if self.pending:
+                raise ValueError(
+                    f"wanted no pending requests while shared weights change, found {self.pending}; await them, or "
+                    "give the engine its own with weights='copied'"
+                )
+            if weights is not None:
+                load_weights(self._model, dict(weights))
+            self.prefixes.clear()
+            self.weight_version = version
+            return
+        update = _Update(dict(self._source.state_dict() if weights is None else weights), version)
+        with self._lock:
+            self._updates.append(update)
+        self._pump()
+        await asyncio.wrap_future(update.done)
 
     async def close(self) -> None:
         """Abort what is pending and end the worker; may be called twice."""
         with self._lock:
             self._closed = True
-            waiting, self._pending = list(self._pending.values()), {}
+            waiting, self._waiting = list(self._waiting.values()), {}
+            updates, self._updates = self._updates, []
+        for update in updates:
+            update.done.set_exception(InfrastructureError("the engine was closed before it took its new weights"))
         for request in waiting:
             _resolve(request, Generation([], [], "abort", self.weight_version))
         await asyncio.to_thread(self._worker.shutdown)
+        self.prefixes.clear()
 
     async def _result(self, request: Request) -> Generation:
         future = asyncio.wrap_future(request.future)
@@ -139,7 +187,7 @@ class HFEngine:
             if done:
                 return future.result()
             with self._lock:
-                waiting = self._lockstep and request.session in self._pending and not self._busy
+                waiting = self._lockstep and request.session in self._waiting and not self._busy
             if waiting:
                 logger.warning("lockstep broken after %.0f s: some open sessions ask for nothing", self._patience_s)
                 self._pump(forced=True)
@@ -147,43 +195,117 @@ class HFEngine:
     def _drop(self, request: Request) -> None:
         request.future.cancel()
         with self._lock:
-            for requests in (self._requests, self._pending):
+            for requests in (self._requests, self._waiting):
                 if requests.get(request.session) is request:
                     del requests[request.session]
         self._pump()
 
     def _pump(self, *, forced: bool = False) -> None:
-        """Send the next batch to the worker if it is idle and the batch is complete."""
+        """Set the idle worker going if there is something to do."""
         with self._lock:
-            if self._busy or self._closed or not self._pending:
+            if self._busy or self._closed or not (self._waiting or self._updates):
                 return
-            if self._lockstep and not forced and not self._open <= self._pending.keys():
+            if self._lockstep and not forced and not self._updates and not self._open <= self._waiting.keys():
                 return
             self._busy = True
-        self._worker.submit(self._work)
+        self._worker.submit(self._work, forced)
 
-    def _work(self) -> None:
-        with self._lock:
-            names = sorted(self._pending)
-            waiting, self._pending = [self._pending[name] for name in names], {}
-        # Results come back together: a chunk that overtook the others would change who meets in the next batch.
-        results: list[tuple[Request, Generation | Exception]] = []
-        for start in range(0, len(waiting), self._max_batch):
-            results += self._compute(waiting[start : start + self._max_batch])
-        with self._lock:
-            self._busy = False
-        for request, result in results:
-            _resolve(request, result)
+    def _work(self, forced: bool) -> None:
+        while True:
+            with self._lock:
+                updates, self._updates = self._updates, []
+                joining = self._joining(forced)
+                if not updates and not joining and not (self._batch and self._batch.rows):
+                    self._busy = False
+                    break
+            forced = False
+            done = [one for update in updates for one in self._renew(update)]
+            if self._lockstep or self._batch is None:
+                # Results come back together: a chunk that overtook the others would change who meets next.
+                for start in range(0, len(joining), self._max_batch):
+                    done += self._compute(joining[start : start + self._max_batch])
+                with self._lock:
+                    self._busy = False
+                for request, result in done:
+                    _resolve(request, result)
+                break
+            done += self._batch.tick(joining, self.weight_version)
+            if self._closed:
+                done += self._batch.end(self.weight_version)
+            for request, result in done:
+                _resolve(request, result)
         self._pump()
 
-    def _compute(self, requests: list[Request]) -> list[tuple[Request, Generation | Exception]]:
+    def _joining(self, forced: bool) -> list[Request]:
+        """Take from those who wait whoever may join now."""
+        room = len(self._waiting)
+        if self._lockstep:
+            room = room if forced or self._open <= self._waiting.keys() else 0
+        elif self._batch is not None:
+            room = min(room, self._max_batch - len(self._batch.rows))
+        names = sorted(self._waiting)[:room] if self._lockstep else list(self._waiting)[:room]
+        return [self._waiting.pop(name) for name in names]
+
+    def _compute(self, requests: list[Request]) -> list[Result]:
+        """Run a batch that nobody joins to its end."""
+        if self._batch is None:
+            try:
+                made = FixedBatch(self._model, requests).run(self.weight_version, lambda: self._closed)
+            except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
+                failure = InfrastructureError(f"the model failed on a batch of {len(requests)}: {error}")
+                failure.__cause__ = error
+                return [(request, failure) for request in requests]
+            return list(zip(requests, made, strict=True))
+        found = dict(self._batch.tick(requests, self.weight_version))
+        while self._batch.rows:
+            found |= dict(
+                self._batch.end(self.weight_version) if self._closed else self._batch.tick([], self.weight_version)
+            )
+        return [(request, found[request]) for request in requests]
+
+    def _renew(self, update: _Update) -> list[Result]:
         try:
-            made = Batch(self._model, requests).run(self.weight_version, lambda: self._closed)
-        except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
-            failure = InfrastructureError(f"the model failed on a batch of {len(requests)}: {error}")
-            failure.__cause__ = error
-            return [(request, failure) for request in requests]
-        return list(zip(requests, made, strict=True))
+            load_weights(self._model, update.weights)
+        except ValueError as error:
+            update.done.set_exception(error)
+            return []
+        self.weight_version = update.version
+        done = self._batch.restart(update.version) if self._batch is not None else []
+        update.done.set_result(None)
+        return done
+
+
+def check_prompt(prompt_ids: Sequence[int], vocabulary: int) -> None:
+    """Refuse what a model with so many token ids cannot read.
+
+    Raises:
+        ValueError: the prompt is empty, or has a token that the model does not know.
+    """
+    if not prompt_ids:
+        raise ValueError("wanted at least one prompt token, found none; a prompt begins with what the model reads")
+    if max(prompt_ids) >= vocabulary or min(prompt_ids) < 0:
+        strange = next(one for one in prompt_ids if not 0 <= one < vocabulary)
+        raise ValueError(f"wanted tokens below {vocabulary}, found {strange}: the tokenizer is not this model's")
+
+
+def load_weights(model: Any, weights: dict[str, Any]) -> None:
+    """Copy tensors into a model's own.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape; nothing was copied.
+    """
+    own = dict(model.state_dict())
+    strange = [name for name in weights if name not in own]
+    # A tied tensor has two names, and either will do.
+    given = {own[name].data_ptr() for name in weights if name in own}
+    absent = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
+    shapes = [name for name, tensor in weights.items() if name in own and tensor.shape != own[name].shape]
+    for what, names in (("unknown", strange), ("missing", absent), ("of another shape", shapes)):
+        if names:
+            raise ValueError(f"the weights do not fit {type(model).__name__}: {names[0]} is {what}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
 
 
 def _resolve(request: Request, result: Generation | Exception) -> None:

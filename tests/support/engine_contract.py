@@ -1,0 +1,266 @@
+"""What every engine that trains must keep, whatever it runs on: one suite, one class of tests per engine."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from agentgym.errors import InfrastructureError
+from agentgym.policy import Generation, Sampling, TrainableEngine
+
+Result = TypeVar("Result")
+PROMPTS = [[3, 50, 60, 1, 4], [3, 70, 1, 4], [3, 50, 60, 70, 80, 90, 100, 110, 1, 4], [3, 50, 60, 1, 4]]
+CONTEXT = 2048
+VOCABULARY = 320
+TOLERANCE = 1e-4
+
+
+def contract_model(*, tied: bool) -> Any:
+    """A small Qwen2 of random weights, strong enough that its distributions are far from uniform."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=CONTEXT, tie_word_embeddings=tied, initializer_range=0.15,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config).eval()
+
+
+def forward_logprobs(model: Any, prompt: Sequence[int], ids: Sequence[int], sampling: Sampling) -> list[float]:
+    """The logprobs of tokens by one forward pass of transformers, under the distribution that sampling asks for."""
+    whole = torch.tensor([[*prompt, *ids]])
+    with torch.no_grad():
+        logp = torch.log_softmax(model(whole).logits.float()[0, len(prompt) - 1 : -1] / sampling.temperature, -1)
+    if sampling.top_p < 1:
+        ordered, order = logp.sort(dim=-1, descending=True)
+        dropped = (ordered.exp().cumsum(-1) - ordered.exp()) >= sampling.top_p
+        logp = torch.log_softmax(logp.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf), -1)
+    found: list[float] = logp.gather(-1, whole[0, len(prompt) :, None])[:, 0].tolist()
+    return found
+
+
+def stir(model: Any, seed: int) -> None:
+    """Change every weight in place, by about a tenth: what an optimizer step does, only more."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=noise))
+
+
+@dataclass
+class Subject:
+    """An engine under test, the model whose weights it has, and a loop that outlives single tests."""
+
+    engine: TrainableEngine
+    model: Any
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)
+    updates_midway: bool = True
+    """Whether weights may change while requests are pending."""
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self.runner.run(work)
+
+    async def ask(
+        self, prompt: Sequence[int], session: str = "s", stop_ids: Sequence[int] = (), **sampling: Any
+    ) -> Generation:
+        """Generate one turn of a session of its own."""
+        self.engine.open(session)
+        try:
+            return await self.engine.generate(prompt, Sampling(**{"max_tokens": 12} | sampling), session, stop_ids)
+        finally:
+            self.engine.release(session)
+
+    async def ask_all(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[Generation]:
+        """Generate for all prompts at once, each with its own seed."""
+        names = [f"s{index}" for index in range(len(prompts))]
+        for name in names:
+            self.engine.open(name)
+        asked = (
+            self.ask(prompt, name, **{"seed": index} | sampling)
+            for index, (name, prompt) in enumerate(zip(names, prompts, strict=True))
+        )
+        return await asyncio.gather(*asked)
+
+    def exact(self, prompt: Sequence[int], made: Generation, model: Any = None, **sampling: Any) -> None:
+        """Every token's logprob is the model's own."""
+        assert made.ids
+        wanted = forward_logprobs(model or self.model, prompt, made.ids, Sampling(**sampling))
+        assert made.logprobs == pytest.approx(wanted, abs=TOLERANCE)
+
+
+class EngineContract:
+    """A class of tests per engine inherits this and gives the fixture `subject`."""
+
+    def test_tokens_come_back_with_their_logprobs(self, subject: Subject) -> None:
+        made = subject.run(subject.ask(PROMPTS[0]))
+        assert (len(made.ids), made.stop_reason) == (12, "length")
+        assert all(isinstance(one, int) and 0 <= one < VOCABULARY for one in made.ids)
+        assert (made.weight_version, made.spans) == (subject.engine.weight_version, ())
+        assert subject.engine.pending == 0
+
+    @pytest.mark.parametrize(
+        "sampling", [{}, {"temperature": 0.7}, {"top_p": 0.8}, {"temperature": 1.3, "top_p": 0.5}], ids=str
+    )
+    def test_logprobs_are_those_of_the_sampled_distribution(self, subject: Subject, sampling: dict[str, Any]) -> None:
+        for prompt, made in zip(PROMPTS, subject.run(subject.ask_all(PROMPTS, **sampling)), strict=True):
+            subject.exact(prompt, made, **sampling)
+
+    def test_every_turn_is_exact_from_its_first_token_on(self, subject: Subject) -> None:
+        async def play(name: str, context: list[int]) -> None:
+            subject.engine.open(name)
+            for turn in range(4):
+                made = await subject.engine.generate(context, Sampling(max_tokens=40, seed=turn), name, (7, 8))
+                subject.exact(context, made)
+                context = [*context, *made.ids, 5, 100 + turn, 6]
+            subject.engine.release(name)
+
+        async def all_at_once() -> None:
+            for name in "abc":
+                subject.engine.open(name)
+            await asyncio.gather(*(play(name, prompt) for name, prompt in zip("abc", PROMPTS, strict=False)))
+
+        subject.run(all_at_once())
+
+    def test_seeds_repeat_and_differ(self, subject: Subject) -> None:
+        together = subject.run(subject.ask_all(PROMPTS))
+        for index, prompt in enumerate(PROMPTS):
+            assert subject.run(subject.ask(prompt, seed=index)).ids == together[index].ids
+        assert together[0].ids != together[3].ids  # one prompt, two seeds
+
+    def test_temperature_zero_takes_the_most_likely_token(self, subject: Subject) -> None:
+        made = subject.run(subject.ask(PROMPTS[0], temperature=0.0))
+        with torch.no_grad():
+            best = subject.model(torch.tensor([[*PROMPTS[0], *made.ids]])).logits[0].argmax(-1).tolist()
+        assert made.ids == best[len(PROMPTS[0]) - 1 : -1]
+        assert set(made.logprobs) == {0.0}
+
+    def test_a_stop_token_ends_the_turn_and_is_part_of_it_even_as_its_first(self, subject: Subject) -> None:
+        free = subject.run(subject.ask(PROMPTS[0]))
+        for token in (free.ids[5], free.ids[0]):
+            made = subject.run(subject.ask(PROMPTS[0], stop_ids=(token, VOCABULARY - 1)))
+            assert (made.ids, made.stop_reason) == (free.ids[: free.ids.index(token) + 1], "stop")
+            subject.exact(PROMPTS[0], made)
+
+    def test_an_aborted_request_keeps_what_was_sampled(self, subject: Subject) -> None:
+        async def play() -> tuple[Generation, int, Generation]:
+            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
+            await asyncio.sleep(0.3)
+            await subject.engine.abort("s")
+            made, left = await asked, subject.engine.pending
+            await subject.engine.abort("s")  # nothing to abort any more
+            return made, left, await subject.ask(PROMPTS[1])
+
+        made, left, after = subject.run(play())
+        assert (made.stop_reason, left) == ("abort", 0)
+        assert 1 < len(made.ids) < CONTEXT - 10
+        subject.exact(PROMPTS[0], made)
+        subject.exact(PROMPTS[1], after)
+
+    def test_a_cancelled_request_leaves_nothing_behind(self, subject: Subject) -> None:
+        async def play() -> tuple[int, Generation]:
+            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
+            await asyncio.sleep(0.2)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            return subject.engine.pending, await subject.ask(PROMPTS[0])
+
+        left, after = subject.run(play())
+        assert left == 0
+        subject.exact(PROMPTS[0], after)
+
+    def test_one_request_at_a_time_per_session(self, subject: Subject) -> None:
+        async def play() -> None:
+            first = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=40))
+            await asyncio.sleep(0)
+            with pytest.raises(ValueError, match="already has a request"):
+                await subject.engine.generate(PROMPTS[0], Sampling(), "s", ())
+            await first
+
+        subject.run(play())
+
+    @pytest.mark.parametrize(
+        ("prompt", "reason"), [([], "at least one prompt token"), ([3, 10_000], "the tokenizer is not this model's")]
+    )
+    def test_a_prompt_that_cannot_be_read_is_refused(self, subject: Subject, prompt: list[int], reason: str) -> None:
+        with pytest.raises(ValueError, match=reason):
+            subject.run(subject.ask(prompt))
+        assert subject.engine.pending == 0
+
+    def test_new_weights_are_what_is_sampled_from(self, subject: Subject) -> None:
+        async def play(turn: int) -> tuple[list[int], Generation]:
+            made = await subject.engine.generate(PROMPTS[2], Sampling(max_tokens=30, seed=turn), "s", ())
+            return PROMPTS[2], made
+
+        subject.engine.open("s")  # one session over all updates: stale keys and values would show
+        versions = []
+        for turn in range(3):
+            prompt, made = subject.run(play(turn))
+            subject.exact(prompt, made)
+            versions.append(made.weight_version)
+            old = copy.deepcopy(subject.model)
+            stir(subject.model, turn)
+            subject.run(subject.engine.update_weights())
+            drift = torch.tensor(forward_logprobs(old, prompt, made.ids, Sampling()))
+            drift -= torch.tensor(forward_logprobs(subject.model, prompt, made.ids, Sampling()))
+            assert drift.abs().max() > 0.05  # else nothing was tested
+        assert versions == [versions[0], versions[0] + 1, versions[0] + 2]
+        subject.run(subject.engine.update_weights(version=70))
+        assert subject.run(play(9))[1].weight_version == subject.engine.weight_version == 70
+        subject.engine.release("s")
+
+    def test_weights_can_be_given_by_name(self, subject: Subject) -> None:
+        other = copy.deepcopy(subject.model)
+        stir(other, 11)
+        subject.run(subject.engine.update_weights(other.state_dict().items()))
+        subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])), other)
+        with torch.no_grad():
+            for mine, its in zip(subject.model.parameters(), other.parameters(), strict=True):
+                mine.copy_(its)
+        with pytest.raises(ValueError, match="nobodys_weight is unknown"):
+            subject.run(subject.engine.update_weights([*other.state_dict().items(), ("nobodys_weight", torch.ones(1))]))
+        subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])))
+
+    def test_weights_that_change_under_way_are_told_token_by_token(self, subject: Subject) -> None:
+        if not subject.updates_midway:
+            pytest.skip("this engine samples from the learner's own tensors, which do not change under way")
+        old = copy.deepcopy(subject.model)
+
+        async def play() -> tuple[int, Generation]:
+            before = subject.engine.weight_version
+            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=1000))
+            await asyncio.sleep(0.3)
+            stir(subject.model, 5)
+            await subject.engine.update_weights()
+            return before, await asked
+
+        before, made = subject.run(play())
+        assert (made.weight_version, made.stop_reason, len(made.ids)) == (before, "length", 1000)
+        (first, count), (second, rest) = made.spans
+        assert (first, second, count + rest) == (before, before + 1, 1000)
+        by_old = forward_logprobs(old, PROMPTS[0], made.ids, Sampling())
+        by_new = forward_logprobs(subject.model, PROMPTS[0], made.ids, Sampling())
+        assert made.logprobs == pytest.approx(by_old[:count] + by_new[count:], abs=TOLERANCE)
+
+    def test_closing_aborts_what_is_pending(self, subject: Subject) -> None:
+        """The last test of the class: the engine is closed after it."""
+
+        async def play() -> Generation:
+            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
+            await asyncio.sleep(0.3)
+            await asyncio.wait_for(subject.engine.close(), 30)
+            await subject.engine.close()
+            with pytest.raises(InfrastructureError, match="the engine is closed"):
+                await subject.ask(PROMPTS[0], "late")
+            return await asked
+
+        made = subject.run(play())
+        assert made.stop_reason == "abort"
+        subject.exact(PROMPTS[0], made)

@@ -1,0 +1,124 @@
+"""Draw tokens from logits, and keep what was drawn for each request."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentgym.policy import Generation, Sampling, StopReason
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One turn to sample, and where its result goes."""
+
+    session: str
+    prompt_ids: list[int]
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    aborted: bool = False
+    future: Future[Generation] = field(default_factory=Future)
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether it was aborted, or nobody waits for it any more."""
+        return self.aborted or self.future.cancelled()
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """What has been sampled for a request; each row draws from its own random stream."""
+
+    request: Request
+    uniforms: list[float]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop: StopReason | None = None
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """(weight version, tokens)."""
+    length: int = 0
+    """Tokens whose keys and values are in the cache."""
+
+    @classmethod
+    def of(cls, request: Request) -> Row:
+        """Begin a request."""
+        stream = np.random.Generator(np.random.Philox(request.sampling.seed))
+        return cls(request, stream.random(request.sampling.max_tokens).tolist())
+
+    @property
+    def context(self) -> list[int]:
+        """The prompt and what was sampled."""
+        return self.request.prompt_ids + self.ids
+
+    def take(self, token: int, logprob: float, version: int) -> None:
+        """Append one token."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        had = self.spans.pop()[1] if self.spans and self.spans[-1][0] == version else 0
+        self.spans.append((version, had + 1))
+        if token in self.request.stop_ids:
+            self.stop = "stop"
+        elif len(self.ids) == self.request.sampling.max_tokens:
+            self.stop = "length"
+
+    def generation(self, version: int) -> Generation:
+        """Return what was sampled; a row that was not finished is aborted."""
+        spans = tuple(self.spans)
+        oldest = spans[0][0] if spans else version
+        return Generation(self.ids, self.logprobs, self.stop or "abort", oldest, spans if len(spans) > 1 else ())
+
+
+class Drawing:
+    """The sampling parameters of a batch of rows, as tensors."""
+
+    def __init__(self, rows: list[Row], device: torch.device) -> None:
+        self._rows = list(rows)
+        samplings = [row.request.sampling for row in rows]
+        self._temperature_B = torch.tensor([one.temperature for one in samplings], device=device)
+        self._top_p_B = torch.tensor([one.top_p for one in samplings], device=device)
+
+    def draw(self, logits_BV: Tensor, version: int) -> None:
+        """Give every row its next token."""
+        uniform_B = torch.tensor(
+            [row.uniforms[len(row.ids)] for row in self._rows], dtype=torch.float64, device=logits_BV.device
+        )
+        token_B, logp_B = draw(logits_BV, self._temperature_B, self._top_p_B, uniform_B)
+        for row, token, logprob in zip(self._rows, token_B.tolist(), logp_B.tolist(), strict=True):
+            row.take(token, logprob, version)
+
+
+def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution at a given number.
+
+    Args:
+        logits_BV: raw scores.
+        temperature_B: 0 takes the most likely token, whose logprob is then 0: all mass lies on it.
+        top_p_B: the share of probability mass, most likely tokens first, that may be drawn.
+        uniform_B: float64 in [0, 1).
+
+    Returns:
+        Token ids [B], and float32 logprobs [B] under the distribution that was drawn from.
+    """
+    greedy_B = temperature_B == 0
+    scaled_BV = logits_BV.float() / torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)[:, None]
+    logp_BV = torch.log_softmax(scaled_BV, dim=-1)
+    if bool((top_p_B < 1).any()):
+        logp_BV = _nucleus(logp_BV, top_p_B)
+    # Float32 would misplace up to 1e-5 of the mass over a large vocabulary.
+    cumulative_BV = logp_BV.double().exp().cumsum(-1)
+    token_B = (cumulative_BV <= uniform_B[:, None] * cumulative_BV[:, -1:]).sum(-1)
+    token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B.clamp_(max=logits_BV.shape[-1] - 1))
+    logp_B = logp_BV.gather(-1, token_B[:, None])[:, 0]
+    return token_B, torch.where(greedy_B, torch.zeros_like(logp_B), logp_B)
+
+
+def _nucleus(logp_BV: Tensor, top_p_B: Tensor) -> Tensor:
+    """Return logprobs renormalised over the smallest set of tokens that holds `top_p` of the mass."""
+    sorted_BV, order_BV = logp_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
+    dropped_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p_B[:, None])
+    return torch.log_softmax(logp_BV.masked_fill(dropped_BV, -torch.inf), dim=-1)

@@ -1,0 +1,143 @@
+"""Keys and values of many sequences side by side: each row has its own length, so rows come and go at any token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Per layer the keys and values [H, N, D] of one sequence's first N tokens."""
+
+
+class SlotLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values [rows, H, columns, D]; row r's token at position p lies in column p."""
+
+    plan: SlotPlan
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take shapes and types from the first states."""
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = (one.new_empty(0, one.shape[1], 0, one.shape[3]) for one in (key_states, value_states))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Write the new tokens' states where the plan says; return all columns of the plan's rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        plan = self.plan
+        # The last column takes the states of padding; no row's length ever reaches it.
+        self.reserve(plan.stop, plan.width + 1)
+        found = []
+        for room, states in ((self.keys, key_states), (self.values, value_states)):
+            rows = room[plan.start : plan.stop]
+            rows[plan.row_B1, :, plan.column_BQ] = states.transpose(1, 2)
+            found.append(rows[:, :, : plan.width])
+        return found[0], found[1]
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Grow, geometrically, to hold so many rows and columns."""
+        had_rows, _, had_columns, _ = self.keys.shape
+        if rows <= had_rows and columns <= had_columns:
+            return
+        rows = had_rows if rows <= had_rows else max(rows, had_rows + had_rows // 2)
+        columns = had_columns if columns <= had_columns else columns + max(32, columns // 2)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
+            new[:had_rows, :, :had_columns] = old
+            setattr(self, name, new)
+
+
+class SlotPlan:
+    """What one forward pass writes and reads: rows [start, stop), positions [B, Q] (-1 is padding), columns seen."""
+
+    def __init__(self, start: int, position_BQ: Tensor) -> None:
+        self.start, self.stop = start, start + position_BQ.shape[0]
+        self.position_BQ = position_BQ.clamp(min=0)
+        self.width = int(position_BQ.max()) + 1
+        self.column_BQ = torch.where(position_BQ < 0, torch.full_like(position_BQ, -1), position_BQ)
+        self.row_B1 = torch.arange(position_BQ.shape[0], device=position_BQ.device)[:, None]
+
+
+class SlotCache:
+    """The cache of one model: rows [0, n) are in use, and stay together when one leaves."""
+
+    def __init__(self, config: Any) -> None:
+        self._windows = _windows(config)
+        self._layers = [SlotLayer() for _ in self._windows or ()]
+        self.cache = Cache(layers=self._layers)
+        self._additive = config._attn_implementation == "eager"
+
+    def plan(self, start: int, position_BQ: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """Prepare one forward pass; return the model's arguments for it.
+
+        Args:
+            start: the first row.
+            position_BQ: of each new token in its row, -1 for padding before it.
+            dtype: of the model's scores.
+        """
+        plan = SlotPlan(start, position_BQ)
+        for layer in self._layers:
+            layer.plan = plan
+        column_W = torch.arange(plan.width, device=position_BQ.device)
+        position_BQ1 = plan.position_BQ[:, :, None]
+        masks: dict[str, Tensor] = {}
+        for kind, window in set(self._windows or ()):
+            seen_BQW = column_W <= position_BQ1
+            if window is not None:
+                seen_BQW &= column_W > position_BQ1 - window
+            masks[kind] = self._shaped(seen_BQW[:, None], dtype)
+        mask = next(iter(masks.values())) if len(masks) == 1 else masks
+        return {"attention_mask": mask, "position_ids": plan.position_BQ, "past_key_values": self.cache}
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one row over another's."""
+        for layer in self._layers:
+            layer.reserve(target + 1, length + 1)
+            for room in (layer.keys, layer.values):
+                room[target, :, :length] = room[source, :, :length]
+
+    def save(self, row: int, length: int) -> KeysValues:
+        """Return a copy of a row's first tokens."""
+        return [(layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone()) for layer in self._layers]
+
+    def load(self, row: int, saved: KeysValues, length: int) -> None:
+        """Begin a row with the first tokens of a saved one."""
+        for layer, (keys, values) in zip(self._layers, saved, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            layer.reserve(row + 1, length + 1)
+            layer.keys[row, :, :length] = keys[:, :length]
+            layer.values[row, :, :length] = values[:, :length]
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        for layer in self._layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[:0, :, :0].clone(), layer.values[:0, :, :0].clone()
+
+    def _shaped(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self._additive:
+            return seen
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def fits_slots(config: Any) -> bool:
+    """Whether a model's layers all attend to keys and values, over everything or over a sliding window."""
+    return _windows(config) is not None and config._attn_implementation in ("sdpa", "eager")
+
+
+def _windows(config: Any) -> list[tuple[str, int | None]] | None:
+    """Return each layer's kind and window, or None if a layer keeps something else than plain keys and values."""
+    found: list[tuple[str, int | None]] = []
+    for layer in DynamicCache(config=config).layers:
+        if type(layer) is DynamicLayer:
+            found.append(("full_attention", None))
+        elif type(layer) is DynamicSlidingWindowLayer:
+            found.append(("sliding_attention", layer.sliding_window))
+        else:
+            return None
+    return found or None
