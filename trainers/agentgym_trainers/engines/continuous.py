@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -127,11 +128,8 @@ class ContinuousBatch:
                 index += 1
                 continue
             done.append((row.request, row.generation(version)))
-            self._prefixes.keep(
-                row.request.session,
-                row.context[: row.length],
-                lambda at=index, one=row: self._cache.save(at, one.length),
-            )
+            known = row.context[: row.length]
+            self._prefixes.keep(row.request.session, known, partial(self._cache.save, index, row.length))
             last = self.rows.pop()
             if last is not row:
                 self._cache.move(len(self.rows), index, last.length)
