@@ -111,6 +111,19 @@ def test_verdicts_are_timed_and_right(daemon: None, process: ProcessBackend, tmp
 
 
 @pytest.mark.docker
+def test_an_oracle_that_hands_in_at_once_costs_one_sandbox_a_task(daemon: None, tmp_path: Path) -> None:
+    tests = ["assert twice(1) == 2", "assert twice(4) == 8"]
+    row = {"text": "Double it.", "code": "def twice(x):\n    return 2 * x\n", "test_setup_code": "", "test_list": tests}
+    rows = tmp_path / "mbpp.jsonl"
+    rows.write_text("".join(json.dumps({**row, "task_id": number}) + "\n" for number in range(4)))
+    file = tmp_path / "oracle.json"
+    said = _run("benchmarks.oracle_eval", str(rows), "--tasks", "4", "--warm", "2", "--json", str(file))
+    timed = json.loads(file.read_text())
+    assert (timed["tasks"], timed["sandboxes"]) == (4, 4)
+    assert said.startswith(f"4 tasks in {timed['seconds']:.1f} s")
+
+
+@pytest.mark.docker
 def test_an_interrupted_benchmark_leaves_nothing_behind(daemon: None) -> None:
     with _start("benchmarks.sandbox", "--rounds", "500", "--only", "docker-exec", "--only", "true") as running:
         deadline = time.monotonic() + 60
