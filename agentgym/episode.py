@@ -14,7 +14,7 @@ from pydantic import Field
 from agentgym.env import AgentEnv, info_signals
 from agentgym.errors import VerifierError
 from agentgym.guidance import RolloutRequest
-from agentgym.policy import BudgetExceeded, Episode, Policy, PolicySession
+from agentgym.policy import Action, BudgetExceeded, Episode, Policy, PolicySession
 from agentgym.sampling import derive_seed
 from agentgym.types import EndReason, Record, Trajectory, Trust, Turn, Verdict
 
@@ -72,13 +72,13 @@ class RunningEpisode:
         policy: Policy,
         limits: Limits,
         pool: ThreadPoolExecutor,
-        on_turn: Callable[[Turn], None] | None = None,
+        on_action: Callable[[Action], None] | None = None,
     ) -> None:
         self.limits = limits
         self.attempt = attempt
         self.pool = pool
         self.env = env
-        self.on_turn = on_turn
+        self.on_action = on_action
         self.began = time.monotonic()
         self.sampled = 0
         request = attempt.request
@@ -133,6 +133,8 @@ class RunningEpisode:
         while True:
             began = time.monotonic()
             action = await self.session.act(messages)
+            if self.on_action:
+                self.on_action(action)
             if self.session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
                 self.sampled += action.sampled
                 self.trajectory.extra = {**self.trajectory.extra, "sampled_tokens": self.sampled}
@@ -141,8 +143,6 @@ class RunningEpisode:
             turn = Turn(action.message, messages, info_signals(info), action.stop_reason, action.weight_version)
             turn.seconds = time.monotonic() - began
             self.trajectory.turns.append(turn)
-            if self.on_turn:
-                self.on_turn(turn)
             if terminated or truncated:
                 self.session.observe(messages)
                 self.trajectory.verdict, self.trajectory.end = info["verdict"], info["end"]

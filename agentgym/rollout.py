@@ -15,10 +15,10 @@ from agentgym.env import AgentEnv
 from agentgym.episode import Attempt, Limits, RunningEpisode
 from agentgym.errors import CapabilityError, InfrastructureError, RecipeError, VerifierError
 from agentgym.guidance import Guidance, RolloutRequest
-from agentgym.policy import Policy
+from agentgym.policy import Action, Policy
 from agentgym.sampling import derive_seed
 from agentgym.task import Task
-from agentgym.types import EndReason, Group, Trajectory, Turn
+from agentgym.types import EndReason, Group, Trajectory
 
 __all__ = ["Limits", "Rollouts"]
 
@@ -40,7 +40,7 @@ class Rollouts:
         limits: Limits | None = None,
         on_done: Callable[[Trajectory], None] | None = None,
         *,
-        on_turn: Callable[[Turn], None] | None = None,
+        on_action: Callable[[Action], None] | None = None,
         gate: asyncio.Semaphore | None = None,
     ) -> None:
         """Say what plays, and within which limits.
@@ -50,7 +50,7 @@ class Rollouts:
             policy: what acts.
             limits: budgets, and how many episodes run at once.
             on_done: told of every episode that ended.
-            on_turn: told of every turn when its observation is there.
+            on_action: told of every action as soon as it is sampled.
             gate: bounds how many episodes run at once, in place of `limits.concurrency` for each call: for several
                 calls that run at the same time.
         """
@@ -58,7 +58,7 @@ class Rollouts:
         self.policy = policy
         self.limits = limits or Limits()
         self.on_done = on_done
-        self.on_turn = on_turn
+        self.on_action = on_action
         self._gate = gate
 
     async def run(self, requests: Sequence[RolloutRequest]) -> list[Group]:
@@ -149,7 +149,7 @@ class Rollouts:
         try:
             async for trial in retrying:
                 with trial:
-                    episode = RunningEpisode(attempt, self.make_env(), self.policy, self.limits, pool, self.on_turn)
+                    episode = RunningEpisode(attempt, self.make_env(), self.policy, self.limits, pool, self.on_action)
                     return await episode.run()
             raise AssertionError("every trial returns or raises")
         except RetryError as failed:

@@ -14,12 +14,12 @@ from agentgym import registry
 from agentgym.env import AgentEnv, tool
 from agentgym.errors import CapabilityError, SandboxError, VerifierError
 from agentgym.guidance import Guide, RolloutRequest
-from agentgym.policy import ScriptedPolicy
+from agentgym.policy import Action, ScriptedPolicy
 from agentgym.rollout import Limits, Rollouts
 from agentgym.sandbox import SandboxBackend
 from agentgym.task import Task
 from agentgym.testing import CountingBackend, ToyEnv, toy_task
-from agentgym.types import Group, Submission, Turn
+from agentgym.types import Group, Submission
 
 SOLVE = "```answer\nelbram\n```"
 WAIT = '<tool_call>{"name": "wait"}</tool_call>'
@@ -122,9 +122,9 @@ def test_rounds_of_guidance_race_too_and_their_cuts_add_up() -> None:
     assert (len(group.trajectories), group.guided, group.cut) == (2, True, 2)
 
 
-def test_calls_that_share_a_gate_stay_within_it_together_and_tell_of_every_turn() -> None:
+def test_calls_that_share_a_gate_stay_within_it_together_and_tell_of_every_action() -> None:
     together, most, lock = [0], [0], threading.Lock()
-    turns: list[Turn] = []
+    actions: list[Action] = []
 
     class Busy(ToyEnv):
         def step(self, action: Any) -> Any:
@@ -141,7 +141,7 @@ def test_calls_that_share_a_gate_stay_within_it_together_and_tell_of_every_turn(
         make_env: type[AgentEnv] = Busy
         policy = ScriptedPolicy(lambda _: [SOLVE])
         calls = [
-            Rollouts(make_env, policy, Limits(), on_turn=turns.append, gate=gate).run(
+            Rollouts(make_env, policy, Limits(), on_action=actions.append, gate=gate).run(
                 [RolloutRequest(toy_task(0), 4, seed)]
             )
             for seed in (1, 2)
@@ -150,4 +150,4 @@ def test_calls_that_share_a_gate_stay_within_it_together_and_tell_of_every_turn(
 
     groups = asyncio.run(both())
     assert 2 <= most[0] <= 3
-    assert len(turns) == sum(len(one.turns) for made in groups for group in made for one in group.trajectories) == 8
+    assert len(actions) == sum(len(one.turns) for made in groups for group in made for one in group.trajectories) == 8

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agentgym_trainers.losses import OffPolicy, clipped, off_policy_codes
+from agentgym_trainers.losses_truncated import truncated
 
 LOGP = torch.tensor([[-1.0, -2.0, -0.5], [-0.1, -3.0, -1.5]])
 OLD = torch.tensor([[-1.2, -1.5, -0.5], [-0.1, -2.0, -9.0]])
@@ -85,3 +86,31 @@ def test_the_kl_term_is_zero_at_the_reference_and_pulls_towards_it() -> None:
 def test_a_kl_term_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="wanted reference logprobs"):
         clipped(LOGP, OLD, None, ADVANTAGE, MASK, WEIGHT, kl_weight=0.1)
+
+
+def test_truncated_weights_bound_what_a_stale_token_teaches_and_never_silence_it() -> None:
+    behind = torch.tensor([[0.0, 0.5, 3.0, -3.0]])  # how much likelier each token is now than when it was sampled
+    logp = (torch.full_like(behind, -1.0)).requires_grad_()
+    ones, mask = torch.ones_like(behind), torch.ones_like(behind, dtype=torch.bool)
+    loss, metrics = truncated(logp, logp.detach() - behind, None, ones, mask, ones, cap=2.0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected = -behind.exp().clamp(max=2.0)
+    assert logp.grad is not None
+    assert torch.allclose(logp.grad, expected)
+    assert metrics["clip_fraction"] == 1.0
+    clip = torch.full_like(behind, -1.0).requires_grad_()
+    clipped(clip, clip.detach() - behind, None, ones, mask, ones)[0].backward()  # type: ignore[no-untyped-call]
+    assert clip.grad is not None
+    assert clip.grad[0, 2] == 0  # clipping is silent where the weights moved already
+
+
+def test_on_policy_truncated_and_clipped_agree() -> None:
+    logp = torch.tensor([[-1.0, -2.0, -0.5]])
+    advantage, mask = torch.tensor([[1.0, -0.5, 2.0]]), torch.tensor([[True, True, False]])
+    gradients = []
+    for loss in (truncated, clipped):
+        leaf = logp.clone().requires_grad_()
+        value, _ = loss(leaf, logp, None, advantage, mask, torch.full_like(logp, 0.5))
+        value.backward()  # type: ignore[no-untyped-call]
+        gradients.append(leaf.grad)
+    assert torch.equal(gradients[0], gradients[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -71,10 +72,12 @@ class Parts:
         return groups, summarise(tasks, groups, attempts=section.attempts).metrics()
 
 
-def make_engine(settings: TrainerSettings, model: Any, batching: str) -> TrainableEngine:
-    """Build the recipe's engine over a model."""
+def make_engine(settings: TrainerSettings, model: Any, batching: str, *, own_weights: bool = False) -> TrainableEngine:
+    """Build the recipe's engine over a model, with weights of its own where that is wanted and a choice."""
     engine = settings.engine
     given = {"batching": batching, "max_batch": settings.compute.max_batch, **engine.options}
+    if own_weights and "weights" in signature(registry.lookup("engines", engine.name)).parameters:
+        given["weights"] = "copied"
     made: TrainableEngine = registry.create("engines", engine.name, model=model, **given)
     return made
 
@@ -112,7 +115,8 @@ async def build(
     tools = [one.schema for one in prepared.make_env().tools.values()]
     tokenised = await tokenise(shown, chat, context, tools)
     rows = [row for one in tokenised for row in train_context(one).rows()]
-    engine = make_engine(settings, model, "lockstep")
+    overlap = bool(settings.schedule.max_staleness)
+    engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)
     learner = Learner(model, compute)
     learner.begin(settings.sft.optim, settings.sft.steps)
     return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress)

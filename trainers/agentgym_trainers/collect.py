@@ -17,6 +17,9 @@ Metrics = dict[str, float]
 class Collector(Protocol):
     """Gives every step its groups."""
 
+    overlaps: bool
+    """Whether groups are sampled while the learner works, which then needs a thread of its own."""
+
     async def next(self, step: int) -> tuple[list[Group], Metrics]:
         """Return the groups to train on at a step, and what there is to say about how they came."""
         ...
@@ -40,6 +43,8 @@ class Collector(Protocol):
 
 class LockStep:
     """Samples a step's groups, then lets the learner train: on-policy, and the same bits every time."""
+
+    overlaps = False
 
     def __init__(self, parts: Parts, sampler: Sampler, tasks: Mapping[str, Task]) -> None:
         """Take what to sample with, and from which tasks."""

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from agentgym.recipe import Prepared
 from agentgym.run import RunDirectory
 from agentgym.sampling import ShuffledSampler, derive_seed
 from agentgym.types import pass_rate
+from agentgym_trainers.asynchronous import Asynchronous
 from agentgym_trainers.build import Parts, build
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from agentgym_trainers.collect import Collector, LockStep
@@ -74,7 +76,8 @@ class Trainer:
     async def _train(self, checkpoint: Checkpoint | None) -> None:
         state = checkpoint.load(self._plain_recipe) if checkpoint else None
         self.parts = await build(self.prepared, self.settings, checkpoint, state, self._progress)
-        self.collector = LockStep(self.parts, self._sampler, self._tasks)
+        kind = Asynchronous if self.settings.schedule.max_staleness else LockStep
+        self.collector = kind(self.parts, self._sampler, self._tasks)
         if state is not None:
             self._restore(state)
             await self.parts.engine.update_weights(version=state["weight_version"])
@@ -124,8 +127,9 @@ class Trainer:
         sampled = time.monotonic()
         seed = derive_seed(self.recipe.seed, "minibatches", self.step)
         done = self.step - self.settings.sft.steps
-        metrics |= rollout_metrics(groups, rewards)
-        metrics |= self._update(self.parts.learner, groups, rewards, seed=seed, done=done)
+        learn = partial(self._update, self.parts.learner, groups, rewards, seed=seed, done=done)
+        learned = await asyncio.to_thread(learn) if self.collector.overlaps else learn()
+        metrics |= rollout_metrics(groups, rewards) | learned
         await self.collector.updated()
         metrics |= {"seconds/rollout": sampled - began, "seconds/learn": time.monotonic() - sampled}
         for learnable in self._learnables.values():

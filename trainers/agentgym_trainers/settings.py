@@ -169,6 +169,28 @@ class ComputeSettings(Record):
     """Requests generated together."""
 
 
+class ScheduleSettings(Record):
+    """How sampling and learning share time."""
+
+    max_staleness: Count = 0
+    """Weight updates that may lie between a group's oldest token and the weights that train on it. 0 samples and
+    learns in turns, on-policy and reproducibly; from 1 on, episodes are sampled while the learner works."""
+    in_flight: Positive | None = None
+    """Groups sampled, ready or being trained at once; null: as many as the bound on staleness lets."""
+    redo: Count = 1
+    """How often a task is begun anew whose group became too stale, before it is let go."""
+    spare_attempts: Count = 0
+    """Attempts started per group beyond `policy.attempts`; the first to end are trained, the others cancelled.
+    This prefers what is quick: `schedule/attempts_cut` says how much was cut."""
+
+    @model_validator(mode="after")
+    def _needs_overlap(self) -> ScheduleSettings:
+        for name, value in (("in_flight", self.in_flight), ("spare_attempts", self.spare_attempts)):
+            if value and not self.max_staleness:
+                raise ValueError(f"{name} has a meaning only where sampling overlaps learning; set max_staleness to 1")
+        return self
+
+
 class CheckpointSettings(Record):
     """When to write checkpoints and how many to keep."""
 
@@ -189,4 +211,15 @@ class TrainerSettings(Record):
     policy: PolicySettings = PolicySettings()
     critic: CriticSettings | None = None
     compute: ComputeSettings = ComputeSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _enough_in_flight(self) -> TrainerSettings:
+        wanted, found = self.policy.tasks_per_step, self.schedule.in_flight
+        if found is not None and found < wanted:
+            raise ValueError(
+                f"wanted schedule.in_flight of at least policy.tasks_per_step, {wanted}, or a step would never have "
+                f"its groups; found {found}"
+            )
+        return self

@@ -1,0 +1,222 @@
+"""Sampling overlaps learning: staleness is bounded, nobody waits for stragglers, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentgym import registry
+from agentgym.errors import RecipeError, SandboxError
+from agentgym.recipe import Prepared, Recipe
+from agentgym.run import RunDirectory
+from agentgym.sampling import ShuffledSampler, derive_seed
+from agentgym.testing import CountingBackend
+from agentgym_envs.calculator import CalculatorEnv
+from agentgym_trainers.asynchronous import Asynchronous, oldest_version
+from agentgym_trainers.build import Parts, build
+from agentgym_trainers.native import NativeTrainer
+
+SFT = 6
+SMALL = {
+    "vocab_size": 300,
+    "hidden": 32,
+    "layers": 2,
+    "heads": 2,
+    "kv_heads": 1,
+    "intermediate": 64,
+    "context_length": 128,
+}
+SCRIPT = """
+import sys
+from pathlib import Path
+from agentgym import registry
+from agentgym.recipe import Recipe
+from agentgym.run import RunDirectory
+from agentgym_trainers.native import NativeTrainer
+if "agentgym/Calculator-v0" not in registry.names("envs"):
+    registry.register("agentgym/Calculator-v0", "agentgym_envs.calculator:CalculatorEnv")
+run = RunDirectory.open(Path(sys.argv[1]))
+def tell(phase, done, steps, metrics):
+    print(phase, done, flush=True)
+NativeTrainer().train(Recipe.parse(run.manifest.recipe).prepare(), run, resume=True, progress=tell)
+"""
+
+
+def recipe(lab: Any, schedule: dict[str, Any], steps: int = 6, **sections: Any) -> Recipe:
+    trainer = {
+        "model": SMALL,
+        "policy": {"steps": steps, "tasks_per_step": 3, "attempts": 4, "advantage": "reinforce", "optim": {"lr": 3e-3}},
+        "sft": {"steps": SFT, "batch_size": 8, "demonstrations": 40},
+        "schedule": schedule,
+        "checkpoint": {"every": 2, "sft_every": 1000},
+    }
+    reward = {
+        "name": "ungated",
+        "options": {"ladder": {"no_submission": 0, "failed": 0.5, "passed": 1}, "step_weights": {"malformed": 0.3}},
+    }
+    if "environment" not in sections:
+        sections["reward"] = reward
+    made: Recipe = lab.recipe(trainer=trainer, **{"tasks": {"train": 60, "test": 2}, **sections})
+    return made
+
+
+def parts_of(prepared: Prepared) -> Parts:
+    return asyncio.run(build(prepared, prepared.recipe.trainer_settings(), None, None, lambda *_: None))
+
+
+def collector(parts: Parts) -> Asynchronous:
+    tasks = {task.id: task for task in parts.prepared.train}
+    return Asynchronous(parts, ShuffledSampler(list(tasks), seed=0), tasks)
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_no_group_is_trained_that_is_staler_than_the_bound(lab: Any, tmp_path: Path, staleness: int) -> None:
+    chosen = recipe(lab, {"max_staleness": staleness})
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    ages = [
+        step - 1 - SFT - (oldest_version([one]) or 0) for step in run.steps() for one in run.read_trajectories(step)
+    ]
+    assert len(ages) == 6 * 3 * 4
+    assert min(ages) >= 0
+    assert 1 <= max(ages) <= staleness
+    assert max(lab.column(run, "schedule/staleness_max")) == max(ages)
+    assert max(lab.column(run, "schedule/carried")) > 0  # episodes went on over an update
+    drifts = lab.column(run, "train/drift")
+    assert max(drifts) > 1e-3  # measured against what was sampled, not against the present
+
+
+class Sleepy(CalculatorEnv):
+    """Episodes of one task take for ever."""
+
+    slow = ""
+    released = threading.Event()
+
+    def step(self, action: Any) -> Any:
+        if self._full_task.id == self.slow:
+            self.released.wait(20)
+        return super().step(action)
+
+
+def test_nothing_waits_for_the_slowest_and_a_task_that_stays_too_slow_is_let_go(lab: Any) -> None:
+    prepared = recipe(lab, {"max_staleness": 1, "redo": 1}, limits={"turn_timeout_s": 60}).prepare()
+    order = ShuffledSampler([task.id for task in prepared.train], seed=0).next(18)
+    options = prepared.recipe.environment.options
+    parts = parts_of(replace(prepared, make_env=lambda: Sleepy(**options)))
+    Sleepy.slow = order[1]  # from now on, for the demonstrations are over
+
+    async def train() -> tuple[list[str], list[dict[str, float]]]:
+        groups_of = collector(parts)
+        trained, told = [], []
+        began = time.monotonic()
+        for step in range(6):
+            groups, metrics = await groups_of.next(SFT + step)
+            trained += [group.task_id for group in groups]
+            told.append(metrics)
+            await groups_of.updated()
+        assert time.monotonic() - began < 15
+        await groups_of.close()
+        await parts.engine.close()
+        return trained, told
+
+    try:
+        trained, told = asyncio.run(train())
+    finally:
+        Sleepy.released.set()
+    assert len(trained) == 18
+    assert Sleepy.slow not in trained
+    assert (
+        sum(one["schedule/groups_stale"] for one in told),
+        sum(one["schedule/groups_given_up"] for one in told),
+    ) == (
+        2,
+        1,
+    )
+
+
+def test_closing_leaves_no_sandbox_and_no_request_behind(lab: Any) -> None:
+    backend: Any = registry.create("sandboxes", "process")
+    try:
+        backend.check()
+    except SandboxError as missing:
+        pytest.skip(str(missing))
+    counted = CountingBackend(backend)
+    chosen = recipe(lab, {"max_staleness": 1, "spare_attempts": 1}, environment={"id": "agentgym/Code-v0"})
+    prepared = chosen.prepare()
+    code = prepared.make_env
+    parts = parts_of(replace(prepared, make_env=lambda: code(sandbox=counted)))  # type: ignore[call-arg]
+    threads = threading.active_count()
+
+    async def cut_short(moment: Callable[[], bool]) -> None:
+        groups_of = collector(parts)
+        waiting = asyncio.create_task(groups_of.next(SFT))
+        while not moment() and not waiting.done():  # noqa: ASYNC110 -- threads cannot set an asyncio event
+            await asyncio.sleep(0.002)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await groups_of.close()
+
+    async def cut_often() -> None:
+        await cut_short(lambda: counted.open_count > 3)
+        assert (counted.open_count, parts.engine.pending) == (0, 0)
+        await cut_short(lambda: parts.engine.pending > 3)
+        assert (counted.open_count, parts.engine.pending) == (0, 0)
+        await parts.engine.close()
+
+    asyncio.run(cut_often())
+    assert counted.started > 3
+    deadline = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
+    backend.close()
+
+
+def test_a_killed_run_goes_on_and_loses_and_repeats_no_task(lab: Any, tmp_path: Path) -> None:
+    chosen = recipe(lab, {"max_staleness": 1, "redo": 9}, steps=7)
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SCRIPT, str(run.path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+
+    first = start()
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.split() == ["policy", "5"]:
+            break
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = start()
+    told, _ = second.communicate()
+    assert second.returncode == 0
+    assert "policy 4" not in told
+    trained = Counter(one.task_id for step in run.steps() for one in run.read_trajectories(step))
+    names = [task.id for task in chosen.prepare().train]
+    expected = Counter(ShuffledSampler(names, derive_seed(chosen.seed, "sampler")).next(7 * 3))
+    assert trained == Counter({name: 4 * count for name, count in expected.items()})
+    assert sum(lab.column(run, "schedule/groups_given_up")) == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        ({"spare_attempts": 2}, "spare_attempts has a meaning only where sampling overlaps learning"),
+        ({"max_staleness": 1, "in_flight": 2}, "in_flight of at least policy.tasks_per_step, 3"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused(lab: Any, schedule: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        recipe(lab, schedule)
