@@ -112,5 +112,6 @@ def test_on_policy_truncated_and_clipped_agree() -> None:
         leaf = logp.clone().requires_grad_()
         value, _ = loss(leaf, logp, None, advantage, mask, torch.full_like(logp, 0.5))
         value.backward()  # type: ignore[no-untyped-call]
-        gradients.append(leaf.grad)
+        gradients.append(torch.zeros(0) if leaf.grad is None else leaf.grad)
     assert torch.equal(gradients[0], gradients[1])
+    assert gradients[0].any()
