@@ -1,0 +1,1 @@
+"""Tasks from the history of real repositories: commits whose tests fail before and pass after."""
