@@ -158,6 +158,10 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         """
         return {}
 
+    def tools_for(self, task: Task) -> Mapping[str, Tool]:  # noqa: ARG002 -- for subclasses
+        """Return a task's tools, by name; by default the same for all. `reset` keeps them in `self.tools`."""
+        return self.tools
+
     def call_tool(self, one: Tool, arguments: Mapping[str, Any]) -> Any:
         """Run a tool with checked arguments; by default the method of its name. What it returns is shown as text.
 
@@ -173,7 +177,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         """Emit signals of the turn that handed something in, of what only its judging measured; by default none."""
 
     def emit(self, name: str, value: float) -> None:
-        """Record a signal of the present turn."""
+        """Record a signal of the present turn, in place of one of the same name."""
+        self._signals = [one for one in self._signals if one.name != name]
         self._signals.append(Signal(name=name, value=value))
 
     # ------------------------------------------------------------------ gymnasium's interface
@@ -200,6 +205,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self._end_sandbox()
         self._task = self._pick(picked)
         self.check_task(self._task)
+        self.tools = dict(self.tools_for(self._task))
         self.turns, self._signals = [], []
         self._episode = object()
         if self.sandboxed and self.sandbox_at == "reset":

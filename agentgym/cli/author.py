@@ -83,7 +83,7 @@ def validate(place: Place, chosen: Chosen, files: Written, *, jobs: int, attacks
         tasks = chosen.of(env, place.name)
         plan = Plan(jobs=jobs, attacks=attacks, seed=chosen.seed)
         with progress() as bars:
-            bar = bars.add_task("validating", total=rounds(env) * len(tasks), note="")
+            bar = bars.add_task("validating", total=rounds(env, tasks), note="")
             found = check(make_env, tasks, plan=plan, on_done=lambda: bars.advance(bar))
         files.write(found)
     finally:

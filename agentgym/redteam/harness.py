@@ -68,7 +68,7 @@ def target_of(make_env: Make, task: Task, limits: Limits | None = None) -> Targe
     env = make_env()
     try:
         lines = tuple(env.oracle(task))
-        tools, own = dict(env.tools), env.grader
+        tools, own = dict(env.tools_for(task)), env.grader
     finally:
         env.close()
     _play(watched, task, lines, limits or Limits())

@@ -42,9 +42,9 @@ class Plan:
     """Decides the shuffled order."""
 
 
-def rounds(env: AgentEnv) -> int:
-    """Return how many times `validate` visits each task, for a progress bar."""
-    return 7 + len(env.tools)
+def rounds(env: AgentEnv, tasks: Iterable[Task]) -> int:
+    """Return how many visits `validate` pays these tasks, for a progress bar."""
+    return sum(7 + len(env.tools_for(task)) for task in tasks)
 
 
 def validate(
@@ -62,7 +62,7 @@ def validate(
         tasks: what to check.
         limits: budgets of the scripted episodes.
         plan: how thoroughly.
-        on_done: called after each of `rounds(env) * len(tasks)` visits.
+        on_done: called after each of `rounds(env, tasks)` visits.
     """
     checks = _Checks(make_env, limits or Limits(), plan or Plan(), on_done)
     try:
@@ -138,13 +138,14 @@ class _Checks:
         env = self.make_env()
         try:
             if not self.sandbox(env, task):
-                self.visited(rounds(env) - 1)
+                self.visited(rounds(env, [task]) - 1)
                 return
             self.oracle(env, task)
             self.ignorant("no-op scores 0", task, ("",))
-            self.ignorant("spam of all tools scores 0", task, spam([*env.tools], env.tools))
-            for name in env.tools:
-                self.ignorant(f"spam of {name} scores 0", task, spam([name] * self.plan.calls, env.tools))
+            tools = env.tools_for(task)
+            self.ignorant("spam of all tools scores 0", task, spam([*tools], tools))
+            for name in tools:
+                self.ignorant(f"spam of {name} scores 0", task, spam([name] * self.plan.calls, tools))
             self.look(task)
             self.attack(index, env, task)
         finally:

@@ -48,8 +48,9 @@ def test_no_task_at_all_is_no_pass() -> None:
 
 def test_progress_counts_every_visit() -> None:
     visits: list[int] = []
-    validate(ToyEnv, list(ToyEnv.tasks), on_done=lambda: visits.append(1))
-    assert len(visits) == rounds(ToyEnv()) * 20
+    tasks = list(ToyEnv.tasks)
+    validate(ToyEnv, tasks, on_done=lambda: visits.append(1))
+    assert len(visits) == rounds(ToyEnv(), tasks) >= 20 * 8
 
 
 class WrongOracle(GoldEnv):

@@ -112,8 +112,10 @@ async def build(
         model, tokenizer = new_model(model_settings, corpus, derive_seed(seed, "model"), compute.device)
     chat = ChatFormat(tokenizer, thinking=settings.chat.thinking, calls=settings.chat.calls)
     context = min(model_settings.context_length, model.config.max_position_embeddings)
-    tools = [one.schema for one in prepared.make_env().tools.values()]
-    tokenised = await tokenise(shown, chat, context, tools)
+    env, by_id = prepared.make_env(), {task.id: task for task in prepared.train}
+    tokenised = await tokenise(
+        shown, chat, context, lambda name: [one.schema for one in env.tools_for(by_id[name]).values()]
+    )
     rows = [row for one in tokenised for row in train_context(one).rows()]
     overlap = bool(settings.schedule.max_staleness)
     engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)

@@ -58,9 +58,18 @@ async def demonstrate(
 
 
 async def tokenise(
-    trajectories: Iterable[Trajectory], chat: ChatFormat, context_length: int, tools: Sequence[ToolSchema] = ()
+    trajectories: Iterable[Trajectory],
+    chat: ChatFormat,
+    context_length: int,
+    tools: Callable[[str], Sequence[ToolSchema]] = lambda _: (),
 ) -> list[Trajectory]:
     """Return text-only trajectories with the tokens that a policy would have sampled to act so.
+
+    Args:
+        trajectories: as `demonstrate` returns them.
+        chat: how messages become tokens.
+        context_length: in tokens.
+        tools: the tools that a policy is told of, by the id of the task.
 
     Raises:
         RecipeError: one of them does not fit into the context.
@@ -71,7 +80,7 @@ async def tokenise(
     )
     result = []
     for name, one in scripts.items():
-        episode = Episode(name, one.task_id, one.seed, tuple(tools), context_length, context_length)
+        episode = Episode(name, one.task_id, one.seed, tuple(tools(one.task_id)), context_length, context_length)
         session = policy.session(episode)
         messages = one.prompt
         for turn in one.turns:

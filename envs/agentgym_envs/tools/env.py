@@ -1,0 +1,147 @@
+"""Serve a user: find out, ask, call tools that change records, and leave the world as the user wants it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from agentgym.env import AgentEnv, Observation, Submit
+from agentgym.errors import UnknownNameError
+from agentgym.task import Task, TaskSet
+from agentgym.tools import Tool
+from agentgym.types import Message
+from agentgym_envs.tools.builder import built_tasks, built_world
+from agentgym_envs.tools.retail import RetailWorld
+from agentgym_envs.tools.tables import Start, Tables
+from agentgym_envs.tools.tau_bench import RetailTasks
+from agentgym_envs.tools.users import User, UserScript, user_maker
+from agentgym_envs.tools.world import World
+
+FAMILIES = ("built", "tau_bench")
+EXPLANATION = """You talk with a user. A message that calls no tool is said to them; they leave when nothing is asked.
+What counts is the state of the records when they leave, and that they were told what they asked for.
+
+{policy}"""
+
+
+class ToolsEnv(AgentEnv):
+    """Conversations over a stateful world. The world runs beside the grader, so no sandbox is needed."""
+
+    grader = "state"
+    conversational = True
+    levels: ClassVar[tuple[str, ...]] = ("no_submission", "empty", "malformed", "unchanged", "failed", "passed")
+    signals: ClassVar[tuple[str, ...]] = ("writes", "tool_errors", "goals_met", "goals_spoiled", "mood")
+
+    def __init__(
+        self,
+        tasks: TaskSet | None = None,
+        *,
+        family: str = "built",
+        path: str | None = None,
+        user: str | Mapping[str, object] = "scripted",
+        count: int = 500,
+        difficulty: float = 1.0,
+        task_seed: int = 0,
+        max_turns: int = 30,
+        **options: Any,
+    ) -> None:
+        """Choose the world and who plays the user.
+
+        Args:
+            tasks: a task set; without one, `family` makes it.
+            family: `built` (generated worlds) or `tau_bench` (retail, read from the folder `path`).
+            path: the folder of `tau_bench`.
+            user: `scripted`, `persona`, or the settings of an OpenAI-compatible endpoint: `url`, `model` and more.
+            count: how many tasks to generate.
+            difficulty: the dial of generated worlds, 0 to 4.
+            task_seed: which tasks to generate.
+            max_turns: messages of the agent.
+            **options: those of `AgentEnv`.
+        """
+        self._start: Start | None = None
+        self._make_user = user_maker(user)
+        if family not in FAMILIES:
+            raise UnknownNameError("family of tool worlds", family, FAMILIES)
+        if (path is not None) != (family == "tau_bench"):
+            wanted = "a folder as path" if family == "tau_bench" else "no path"
+            raise ValueError(f"wanted {wanted} for the family {family!r}, found path={path!r}")
+        if path is not None:
+            found = RetailTasks(path)
+            self._start = found.start
+            tasks = tasks or found
+        super().__init__(
+            tasks or built_tasks(count=count, difficulty=difficulty, seed=task_seed), max_turns=max_turns, **options
+        )
+        self.world: World
+        self.user: User
+        self._said: list[str] = []
+
+    def tools_for(self, task: Task) -> dict[str, Tool]:
+        """Return the tools of the task's world."""
+        return self._world_of(task).tools()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode in a world of its own."""
+        found = super().reset(seed=seed, options=options)
+        self.world = self._world_of(self._full_task)
+        script = UserScript.model_validate(self.task.data["user"])
+        self.user = self._make_user(script, self.task.prompt, self.np_random_seed or 0)
+        self._said = []
+        return found
+
+    def prompt(self) -> Sequence[Message]:
+        """The rules, and what the user says first."""
+        policy = self._world_of(self._full_task).policy
+        return (Message(role="system", content=EXPLANATION.format(policy=policy)), *super().prompt())
+
+    def call_tool(self, one: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Run a tool of the world; one that hands the user over ends the episode."""
+        try:
+            found = self.world.call(one.name, arguments)
+        except ValueError:
+            self.emit("tool_errors", 1.0)
+            raise
+        if one.name in self.world.changing:
+            self.emit("writes", 1.0)
+            self._measure()
+        return self._hand_in() if one.name in self.world.ends else found
+
+    def on_text(self, text: str) -> str | Submit:
+        """Say something to the user."""
+        self._said.append(text)
+        reply = self.user.reply(text)
+        if reply.mood is not None:
+            self.emit("mood", reply.mood)
+        return self._hand_in() if reply.text is None else reply.text
+
+    def oracle(self, task: Task) -> Sequence[str]:
+        """Ask, do what the reference does, tell what is wanted, and let the user go."""
+        actions: Any = task.hidden.reference["actions"]
+        calls = [_call(one["name"], one["kwargs"]) for one in actions]
+        told: Any = task.hidden.data.get("communicate", [])
+        return ["Shall I go ahead?", *calls, " ".join(["All done.", *(f"{one}." for one in told)])]
+
+    def _hand_in(self) -> Submit:
+        return Submit("\n".join(self._said), records=self.world.tables.changes())
+
+    def _measure(self) -> None:
+        """Emit which share of the records to change is as wanted, and how many others were changed."""
+        parts: Any = self._full_task.hidden.data["parts"]
+        gold = _records(parts["records"]["gold"])
+        found = _records(self.world.tables.changes())
+        self.emit("goals_met", sum(found.get(key) == one for key, one in gold.items()) / max(1, len(gold)))
+        self.emit("goals_spoiled", float(sum(key not in gold for key in found)))
+
+    def _world_of(self, task: Task) -> World:
+        return RetailWorld(Tables(self._start)) if self._start is not None else built_world(task)
+
+
+def _records(changes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
+    return {(table, key): one for table, records in changes.items() for key, one in records.items()}
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
