@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agentgym.task import Task
-from agentgym_envs.code.refusals import FileTasks, Refused, Row
+from agentgym_envs.rows import FileTasks, Refused, Row
 from agentgym_envs.swe.sources import Sdist
 from agentgym_envs.swe.tasks import SweInstance, Unfit, to_task
 

@@ -73,6 +73,10 @@ class Tables:
                 found[table] = changed
         return found
 
+    def touched(self) -> dict[str, dict[str, Any]]:
+        """Return the records of this episode's own, to read, even those that are as at the start again."""
+        return self._own
+
     def whole(self) -> dict[str, dict[str, Any]]:
         """Return all tables, to read."""
         return {table: dict(self.items(table)) for table in sorted({*self._start, *self._own})}

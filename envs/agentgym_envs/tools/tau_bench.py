@@ -15,13 +15,14 @@ from pydantic import JsonValue
 from agentgym.errors import TaskError
 from agentgym.task import Hidden, Public, Task
 from agentgym.types import Split
-from agentgym_envs.code.refusals import Placed, Refused, RowTasks, json_lines
+from agentgym_envs.rows import Placed, Refused, RowTasks, json_lines
 from agentgym_envs.tools.retail import RetailWorld
 from agentgym_envs.tools.tables import Start, Tables
 from agentgym_envs.tools.users import UserScript, first_person
 
 _TABLES = ("orders", "products", "users")
 _FILES: Mapping[str, Split] = {"train": "train", "dev": "validation", "test": "test"}
+_EQUALITY = {"one_number_type": True, "float_digits": 12}
 _FACTS = {
     "email|e-mail": (r"\b[\w.+-]+@[\w.-]+\w", "My email is {}."),
     "name": (r"[Nn]ame is ([A-Z]\w+ [A-Z]\w+)", "My name is {}."),
@@ -66,19 +67,15 @@ class RetailTasks(RowTasks):
             except (KeyError, TypeError) as error:
                 raise Refused(f"the gold action {action['name']!r} cannot be replayed: {error}") from error
         changes = world.tables.changes()
-        if self._hash(changes) != row.get("gold_db_sha256", self._hash(changes)):
+        told = row.get("gold_db_sha256")
+        if told is not None and self._hash(world.tables.touched()) != told:
             raise Refused("its gold actions do not leave the state behind whose hash it tells")
         outputs: list[JsonValue] = [str(one) for one in row.get("outputs", [])]
         if not changes and not outputs:
             raise Refused("its gold actions change nothing and it asks for no answer, so doing nothing would solve it")
         said = first_person(row["instruction"])
         script = UserScript(instruction=row["instruction"], facts=_facts(row["instruction"]))
-        gold: Any = {
-            "kind": "json",
-            "gold": changes,
-            "start": {},
-            "equality": {"one_number_type": True, "float_digits": 12},
-        }
+        part: Any = {"kind": "json", "gold": changes, "start": {}, "equality": _EQUALITY}
         return Task(
             id=row["id"],
             split=row["split"],
@@ -101,11 +98,11 @@ class StateHash:
             name: {key: _pair(key, record) for key, record in sorted(table.items())} for name, table in start.items()
         }
 
-    def __call__(self, changes: Start) -> str:
-        """Return the hexadecimal hash of the start with these changes."""
+    def __call__(self, touched: Start) -> str:
+        """Return the hexadecimal hash of the start with these records in place of its own."""
         tables = []
         for name, texts in sorted(self._texts.items()):
-            merged = {**texts, **{key: _pair(key, one) for key, one in changes.get(name, {}).items()}}
+            merged = {**texts, **{key: _pair(key, one) for key, one in touched.get(name, {}).items()}}
             tables.append(f"({name!r}, {_tuple(list(merged.values()))})")
         return hashlib.sha256(_tuple(tables).encode()).hexdigest()
 

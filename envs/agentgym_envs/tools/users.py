@@ -91,7 +91,8 @@ class Persona:
         wants = self.user.script.wants
         new = {one for one in wants if one not in self.heard and re.search(rf"\b{re.escape(one)}\b", said, re.I)}
         self.heard |= new
-        self.mood = min(1.0, max(0.0, self.mood + 0.5 * len(new) / max(1, len(wants)) - (0.0 if new else 0.1)))
+        moved = 0.5 * len(new) / len(wants) if new else -0.1
+        self.mood = round(min(1.0, max(0.0, self.mood + moved)), 6)
         answer = self.user.reply(said).text
         return Reply(None if self.mood == 0.0 else answer, self.mood)
 
@@ -163,7 +164,7 @@ class UserMaker:
 _PERSON = (
     (r"\bYou are\b", "I am"), (r"\byou are\b", "I am"), (r"\b[Yy]ou're\b", "I'm"), (r"\b[Yy]ou've\b", "I've"),
     (r"\b[Yy]ou'd\b", "I'd"), (r"\b[Yy]ou'll\b", "I'll"), (r"\bYour\b", "My"), (r"\byour\b", "my"),
-    (r"\b[Yy]ourself\b", "myself"), (r"\b[Yy]ours\b", "mine"), (r"\b(for|to|with|from|of|by) you\b", r"\1 me"),
+    (r"\b[Yy]ourself\b", "myself"), (r"\b[Yy]ours\b", "mine"), (r"\b(for|to|with|from|of|by|sent|send|give|gave|tell|told|help|let|ask|asked|refund) you\b", r"\1 me"),
     (r"\b[Yy]ou\b", "I"),
 )  # fmt: skip
 
