@@ -160,7 +160,7 @@ def test_a_persona_in_the_worst_mood_leaves() -> None:
 
 def test_an_instruction_is_said_in_the_first_person() -> None:
     assert first_person("Your name is Al Fo. You are shy. They sent you two; you'd keep yours.") == (
-        "My name is Al Fo. I am shy. They sent you two; I'd keep mine."
+        "My name is Al Fo. I am shy. They sent me two; I'd keep mine."
     )
 
 

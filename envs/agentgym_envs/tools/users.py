@@ -161,10 +161,11 @@ class UserMaker:
         return Persona(scripted) if self.kind == "persona" else scripted
 
 
+_BEFORE_OBJECT = "for|to|with|from|of|by|sent|send|give|gave|tell|told|help|let|ask|asked|refund"
 _PERSON = (
     (r"\bYou are\b", "I am"), (r"\byou are\b", "I am"), (r"\b[Yy]ou're\b", "I'm"), (r"\b[Yy]ou've\b", "I've"),
     (r"\b[Yy]ou'd\b", "I'd"), (r"\b[Yy]ou'll\b", "I'll"), (r"\bYour\b", "My"), (r"\byour\b", "my"),
-    (r"\b[Yy]ourself\b", "myself"), (r"\b[Yy]ours\b", "mine"), (r"\b(for|to|with|from|of|by|sent|send|give|gave|tell|told|help|let|ask|asked|refund) you\b", r"\1 me"),
+    (r"\b[Yy]ourself\b", "myself"), (r"\b[Yy]ours\b", "mine"), (rf"\b({_BEFORE_OBJECT}) you\b", r"\1 me"),
     (r"\b[Yy]ou\b", "I"),
 )  # fmt: skip
 
