@@ -213,6 +213,22 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint's.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Where to; it must not exist yet.", show_default=False)],
+    which: Annotated[str, typer.Option("--checkpoint", help="Of a run: latest, best, or a step.")] = "latest",
+    dtype: Annotated[Optional[str], typer.Option(help="Such as bfloat16; by default as it was trained.")] = None,  # noqa: UP045
+) -> None:
+    """Write a run's model as a Hugging Face folder, which transformers and vLLM load.
+
+    Example: `agentgym export runs/first models/first --checkpoint best --dtype bfloat16`
+    """
+    from agentgym.cli import exporting
+
+    exporting.run(run, folder, which, dtype)
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
     task: Annotated[Optional[str], typer.Option(help="Show the transcripts of this task.")] = None,  # noqa: UP045

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -38,20 +36,7 @@ SMALL = {
     "intermediate": 64,
     "context_length": 128,
 }
-SCRIPT = """
-import sys
-from pathlib import Path
-from agentgym import registry
-from agentgym.recipe import Recipe
-from agentgym.run import RunDirectory
-from agentgym_trainers.native import NativeTrainer
-if "agentgym/Calculator-v0" not in registry.names("envs"):
-    registry.register("agentgym/Calculator-v0", "agentgym_envs.calculator:CalculatorEnv")
-run = RunDirectory.open(Path(sys.argv[1]))
-def tell(phase, done, steps, metrics):
-    print(phase, done, flush=True)
-NativeTrainer().train(Recipe.parse(run.manifest.recipe).prepare(), run, resume=True, progress=tell)
-"""
+KILLING = Path(__file__).parents[1] / "support" / "killing.py"
 
 
 def recipe(lab: Any, schedule: dict[str, Any], steps: int = 6, **sections: Any) -> Recipe:
@@ -188,21 +173,9 @@ def test_a_killed_run_goes_on_and_loses_and_repeats_no_task(lab: Any, tmp_path: 
     chosen = recipe(lab, {"max_staleness": 1, "redo": 9}, steps=7)
     run = RunDirectory.create(tmp_path, chosen, name="run")
 
-    def start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", SCRIPT, str(run.path)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
-
-    first = start()
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.split() == ["policy", "5"]:
-            break
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    second = start()
-    told, _ = second.communicate()
-    assert second.returncode == 0
-    assert "policy 4" not in told
+    command = [sys.executable, str(KILLING), str(run.path), "policy:3:0.05", "policy:2:0"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert told.stdout.split("\n")[:-1] == ["SIGKILL", "SIGKILL", "ended 0"], told.stderr
     trained = Counter(one.task_id for step in run.steps() for one in run.read_trajectories(step))
     names = [task.id for task in chosen.prepare().train]
     expected = Counter(ShuffledSampler(names, derive_seed(chosen.seed, "sampler")).next(7 * 3))

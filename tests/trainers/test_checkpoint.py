@@ -91,5 +91,5 @@ def test_a_policy_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no model can be loaded from .*; wanted a Hugging Face folder"):
         checkpoint_policy(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(RecipeError, match="has no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         checkpoint_policy(tmp_path)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+import typer.testing
 from safetensors.torch import load_file
 
+from agentgym.cli.app import app
+from agentgym.errors import RecipeError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
-from agentgym_trainers.checkpoint import CheckpointError
+from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, model_folder
+from agentgym_trainers.models import load_model
 from agentgym_trainers.native import NativeTrainer
 
 SMALL = {
@@ -28,28 +31,15 @@ SMALL = {
     "intermediate": 64,
     "context_length": 128,
 }
-SCRIPT = """
-import sys
-from pathlib import Path
-from agentgym import registry
-from agentgym.recipe import Recipe
-from agentgym.run import RunDirectory
-from agentgym_trainers.native import NativeTrainer
-if "agentgym/Calculator-v0" not in registry.names("envs"):
-    registry.register("agentgym/Calculator-v0", "agentgym_envs.calculator:CalculatorEnv")
-run = RunDirectory.open(Path(sys.argv[1]))
-def tell(phase, done, steps, metrics):
-    print(phase, done, flush=True)
-NativeTrainer().train(Recipe.parse(run.manifest.recipe).prepare(), run, resume=True, progress=tell)
-"""
+KILLING = Path(__file__).parents[1] / "support" / "killing.py"
 
 
 def small_recipe(lab: Any, **policy: Any) -> Recipe:
     trainer = {
         "model": SMALL,
-        "sft": {"steps": 6, "batch_size": 8, "demonstrations": 40},
-        "policy": {"steps": 5, "tasks_per_step": 3, "attempts": 4, "minibatches": 2, **policy},
-        "checkpoint": {"every": 2, "sft_every": 4},
+        "sft": {"steps": 8, "batch_size": 8, "demonstrations": 40},
+        "policy": {"steps": 12, "tasks_per_step": 3, "attempts": 4, "minibatches": 2, **policy},
+        "checkpoint": {"every": 2, "sft_every": 3},
     }
     reward = {
         "name": "ungated",
@@ -57,12 +47,6 @@ def small_recipe(lab: Any, **policy: Any) -> Recipe:
     }
     recipe: Recipe = lab.recipe(trainer=trainer, reward=reward, tasks={"train": 60, "test": 4})
     return recipe
-
-
-def start(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ
-    )
 
 
 def weights(lab: Any, run: RunDirectory) -> dict[str, torch.Tensor]:
@@ -76,32 +60,26 @@ def uninterrupted(lab: Any, tmp_path_factory: pytest.TempPathFactory) -> RunDire
     return run
 
 
-@pytest.mark.parametrize(
-    "moment", [("sft", 5), ("policy", 1), ("policy", 3)], ids=lambda moment: f"{moment[0]}-{moment[1]}"
-)
-def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
-    lab: Any, tmp_path: Path, uninterrupted: RunDirectory, moment: tuple[str, int]
+def random_moments(seed: int, count: int) -> list[str]:
+    """Draw when to kill: after some steps and somewhere within the next, which may be while a checkpoint is written."""
+    draw = random.Random(seed)
+    return [f"sft+policy:{draw.choice((0, 0, 1, 2, 3))}:{draw.uniform(0, 0.12):.3f}" for _ in range(count)]
+
+
+def test_a_run_that_is_killed_ten_times_ends_with_the_same_weights_bit_for_bit(
+    lab: Any, tmp_path: Path, uninterrupted: RunDirectory
 ) -> None:
     run = RunDirectory.create(tmp_path, small_recipe(lab), name="run")
-    first = start(run.path)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.split() == [moment[0], str(moment[1])]:
-            break
-    time.sleep(0.02)  # somewhere within the next step
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    assert first.returncode == -signal.SIGKILL
-
-    second = start(run.path)
-    second.communicate()
-    assert second.returncode == 0
+    command = [sys.executable, str(KILLING), str(run.path), *random_moments(seed=0, count=10)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert told.stdout.split("\n")[:-1] == ["SIGKILL"] * 10 + ["ended 0"], told.stderr
     whole, resumed = weights(lab, uninterrupted), weights(lab, run)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert lab.column(run, "train/loss") == lab.column(uninterrupted, "train/loss")
     assert [line["step"] for line in run.metrics()] == [line["step"] for line in uninterrupted.metrics()]
     assert run.steps() == uninterrupted.steps()
+    assert not list(run.checkpoints.glob(".*"))
 
 
 def test_training_changes_the_weights(lab: Any, uninterrupted: RunDirectory) -> None:
@@ -119,6 +97,78 @@ def test_another_recipe_does_not_continue_a_run(lab: Any, uninterrupted: RunDire
     other = small_recipe(lab, attempts=3)
     with pytest.raises(CheckpointError, match=r"trainer\.policy\.attempts was 4 and is 3; resume with the same recipe"):
         NativeTrainer().train(other.prepare(), uninterrupted, resume=True)
+
+
+def test_a_checkpoint_of_another_model_does_not_continue_a_run(lab: Any, uninterrupted: RunDirectory) -> None:
+    trainer = {**small_recipe(lab).trainer, "model": {**SMALL, "hidden": 48}}
+    other = small_recipe(lab).model_copy(update={"trainer": trainer})
+    with pytest.raises(CheckpointError, match=r"trainer\.model\.hidden was 32 and is 48; resume with the same recipe"):
+        NativeTrainer().train(other.prepare(), uninterrupted, resume=True)
+
+
+def test_a_run_exports_a_model_that_transformers_loads_and_another_run_begins_with(
+    lab: Any, tmp_path: Path, uninterrupted: RunDirectory
+) -> None:
+    command = typer.testing.CliRunner()
+    for name, *options in (("whole",), ("half", "--dtype", "bfloat16", "--checkpoint", "18")):
+        made = command.invoke(app, ["export", str(uninterrupted.path), str(tmp_path / name), *options])
+        assert made.exit_code == 0, made.output
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype="auto").state_dict()
+    trained = weights(lab, uninterrupted)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in trained.items())
+    half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
+    assert (half.dtype, whole["lm_head.weight"].dtype) == (torch.bfloat16, torch.float32)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "half").chat_template
+    model, _ = load_model(model_folder(uninterrupted.path), "cpu")
+    assert torch.equal(model.state_dict()["lm_head.weight"], whole["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--checkpoint", "7"], "no checkpoint '7'; it has those of the steps 18, 20"),
+        (["--checkpoint", "best"], "no checkpoint 'best'; it has those of the steps 18, 20"),
+        (["--dtype", "int3"], "no weights can be written as 'int3'; choose one of float32, bfloat16, float16"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence(
+    tmp_path: Path, uninterrupted: RunDirectory, options: list[str], reason: str
+) -> None:
+    found = typer.testing.CliRunner().invoke(app, ["export", str(uninterrupted.path), str(tmp_path / "new"), *options])
+    assert found.exit_code != 0
+    assert reason in str(found.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(lab: Any, tmp_path: Path) -> None:
+    chosen = lab.recipe(
+        trainer={
+            "model": SMALL,
+            "policy": {"steps": 5, "tasks_per_step": 2, "attempts": 2},
+            "checkpoint": {"every": 100, "keep": 1, "best": "eval/turns"},
+        },
+        evaluation={"every": 1},
+        tasks={"train": 20, "test": 6},
+    )
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    scores = {line["step"]: line["eval/turns"] for line in run.metrics() if "eval/turns" in line}
+    first_best = next(step for step, value in scores.items() if value == max(scores.values()))
+    kept = Checkpoints(run.checkpoints, keep=1)
+    best = kept.best()
+    assert best is not None
+    assert best.score == max(scores.values())
+    assert {one.step for one in kept.all()} == {5, best.step}
+    assert best.step in (first_best, 5)
+    assert (run.checkpoints / "best").read_text() == f"{best.path.name}\n"
+
+
+def test_a_metric_that_no_evaluation_reports_is_refused_before_training(lab: Any, tmp_path: Path) -> None:
+    trainer = {"model": SMALL, "policy": {"steps": 1}, "checkpoint": {"best": "eval/reward"}}
+    chosen = lab.recipe(trainer=trainer, tasks={"train": 4, "test": 2})
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+    with pytest.raises(RecipeError, match=r"no 'eval/reward'; they report .*eval/pass@1"):
+        NativeTrainer().train(chosen.prepare(), run, resume=False)
 
 
 def test_a_run_with_checkpoints_is_not_overwritten(lab: Any, uninterrupted: RunDirectory) -> None:

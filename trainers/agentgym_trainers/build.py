@@ -16,7 +16,7 @@ from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
 from agentgym.types import Group, Trajectory
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.checkpoint import Checkpoint
+from agentgym_trainers.checkpoint import Checkpoint, model_folder
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.models import load_model, new_model
@@ -106,7 +106,7 @@ async def build(
     if checkpoint is not None:
         model, tokenizer = load_model(checkpoint.model_path, compute.device)
     elif model_settings.path is not None:
-        model, tokenizer = load_model(model_settings.path, compute.device)
+        model, tokenizer = load_model(model_folder(model_settings.path), compute.device)
     else:
         corpus = texts_of(shown) or [task.public.prompt for task in prepared.train]
         model, tokenizer = new_model(model_settings, corpus, derive_seed(seed, "model"), compute.device)

@@ -19,6 +19,7 @@ from agentgym.errors import AgentgymError
 from agentgym_trainers.models import export
 
 _PREFIX = "step-"
+_ASIDE, _REMOVED = ".writing-", ".removed-"
 _FREE = ("name", "evaluation", "trackers", "trainer.checkpoint")
 """Recipe fields that may differ between a run and its continuation: they change no weight."""
 
@@ -38,6 +39,15 @@ class Checkpoint:
     def model_path(self) -> Path:
         """The Hugging Face folder: weights, configuration and tokenizer."""
         return self.path / "model"
+
+    @property
+    def score(self) -> float | None:
+        """What the metric by which the best is kept was at this step; None if it was not measured."""
+        try:
+            found = json.loads((self.path / "manifest.json").read_text(encoding="utf-8")).get("score")
+        except (OSError, ValueError):  # `load` says what is wrong with it
+            return None
+        return None if found is None else float(found)
 
     def load(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Return the saved state and restore the random number generators.
@@ -64,7 +74,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` stay."""
+    """The checkpoints of one run; the newest `keep` stay, and the one with the best score."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
@@ -79,10 +89,22 @@ class Checkpoints:
         """Return the newest."""
         return next(reversed(self.all()), None)
 
+    def best(self) -> Checkpoint | None:
+        """Return the one with the highest score, the newest of several."""
+        scored = [(one.score, one.step, one) for one in self.all()]
+        return max(((a, b, c) for a, b, c in scored if a is not None), default=(None, None, None))[2]
+
     def write(
-        self, step: int, model: Any, tokenizer: Any, state: Mapping[str, Any], recipe: Mapping[str, Any]
+        self,
+        step: int,
+        model: Any,
+        tokenizer: Any,
+        state: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        *,
+        score: float | None = None,
     ) -> Checkpoint:
-        """Write one, point `latest` to it, and remove the oldest beyond `keep`.
+        """Write one, point `latest` to it, and `best` to the best; remove the oldest others beyond `keep`.
 
         Args:
             step: names the checkpoint; grows over the run.
@@ -90,27 +112,74 @@ class Checkpoints:
             tokenizer: its tokenizer.
             state: what else the next step depends on; random number generators are added.
             recipe: plain data; only a run under the same recipe may continue from here.
+            score: what the metric by which the best is kept was at this step, the higher the better.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        for stale in self._folder.glob(".writing-*"):
-            shutil.rmtree(stale)
-        aside = self._folder / f".writing-{step}-{os.getpid()}"
+        for pattern in (f"{_ASIDE}*", f"{_REMOVED}*"):  # what a kill left
+            for stale in self._folder.glob(pattern):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        aside = self._folder / f"{_ASIDE}{step}-{os.getpid()}"
         aside.mkdir()
         export(model, tokenizer, aside / "model")
         torch.save({**state, "generators": _generators()}, aside / "state.pt")
-        (aside / "manifest.json").write_text(json.dumps({"step": step, "recipe": recipe}, indent=1), encoding="utf-8")
+        manifest = {"step": step, "score": score, "recipe": recipe}
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush(aside)
         place = self._folder / f"{_PREFIX}{step:06d}"
         if place.exists():
-            shutil.rmtree(place)
+            self._remove(place)
         aside.rename(place)
-        pointer = self._folder / ".writing-latest"
-        pointer.write_text(place.name + "\n", encoding="utf-8")
-        pointer.replace(self._folder / "latest")
         _flush(self._folder, deep=False)
+        best = self.best()
+        self._point("latest", place.name)
+        if best is not None:
+            self._point("best", best.path.name)
         for old in self.all()[: -self._keep]:
-            shutil.rmtree(old.path)
+            if best is None or old.step != best.step:
+                self._remove(old.path)
         return Checkpoint(place, step)
+
+    def _point(self, name: str, place: str) -> None:
+        pointer = self._folder / f"{_ASIDE}{name}"
+        pointer.write_text(place + "\n", encoding="utf-8")
+        pointer.replace(self._folder / name)
+
+    def _remove(self, place: Path) -> None:
+        # Renamed first: a kill on the way must not leave half a checkpoint under its name.
+        away = place.rename(self._folder / f"{_REMOVED}{place.name}-{os.getpid()}")
+        shutil.rmtree(away)
+
+
+def find(path: Path, which: str = "latest") -> Checkpoint | None:
+    """Return the checkpoint that a path means: a checkpoint's folder itself, or one of a run's; None if it is neither.
+
+    Args:
+        path: a folder.
+        which: of a run, `latest`, `best`, or a step.
+
+    Raises:
+        CheckpointError: the run has no such checkpoint.
+    """
+    if (path / "model").is_dir() and (path / "manifest.json").is_file():
+        return Checkpoint(path, int(path.name.removeprefix(_PREFIX)) if path.name.startswith(_PREFIX) else 0)
+    if not (path / "checkpoints").is_dir():
+        return None
+    kept = Checkpoints(path / "checkpoints", keep=1)
+    found = {"latest": kept.latest, "best": kept.best}.get(
+        which, lambda: next((one for one in kept.all() if str(one.step) == which), None)
+    )()
+    if found is None:
+        steps = ", ".join(str(one.step) for one in kept.all())
+        hint = f"it has those of the steps {steps}" if steps else "train it further, or name a model's folder"
+        what = "no checkpoint yet" if which == "latest" else f"no checkpoint {which!r}"
+        raise CheckpointError(f"the run {path} has {what}; {hint}")
+    return found
+
+
+def model_folder(path: str | Path) -> str | Path:
+    """Return the Hugging Face folder that a run's or a checkpoint's folder holds, or the path or name itself."""
+    found = find(Path(path))
+    return path if found is None else found.model_path
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from agentgym.errors import RecipeError
 from agentgym.learnable import Learnable
 from agentgym.recipe import Prepared
 from agentgym.run import RunDirectory
@@ -105,8 +107,7 @@ class Trainer:
                 self._save()
         self._update.begin(self.parts.learner)
         await self.parts.engine.update_weights(version=self.parts.engine.weight_version)
-        self._log("eval", 0, self.settings.policy.steps, await self._evaluate())
-        self._save()
+        self._save(await self._evaluate(0))
 
     async def _improve(self) -> None:
         """Sample, price, learn; evaluate and save now and then."""
@@ -115,10 +116,11 @@ class Trainer:
             metrics = await self._policy_step()
             done += 1
             self._log("policy", done, policy.steps, metrics)
+            due, score = done == policy.steps or done % self.settings.checkpoint.every == 0, None
             if done == policy.steps or (every and done % every == 0):
-                self._log("eval", done, policy.steps, await self._evaluate())
-            if done == policy.steps or done % self.settings.checkpoint.every == 0:
-                self._save()
+                score = await self._evaluate(done)
+            if due or self._is_best(score):
+                self._save(score)
 
     async def _policy_step(self) -> Metrics:
         began = time.monotonic()
@@ -139,17 +141,28 @@ class Trainer:
         self.run.write_trajectories(self.step, groups, rewards)
         return metrics
 
-    async def _evaluate(self) -> Metrics:
-        """Attempt the held-out tasks and keep the trajectories."""
+    async def _evaluate(self, done: int) -> float | None:
+        """Attempt the held-out tasks, keep the trajectories, and return the score that checkpoints are compared by."""
         groups, metrics = await self.parts.evaluate()
         self.run.write_trajectories(self.step, groups, name="evaluation")
-        return metrics
+        self._log("eval", done, self.settings.policy.steps, metrics)
+        best = self.settings.checkpoint.best
+        if best is not None and best not in metrics:
+            raise RecipeError(
+                f"trainer.checkpoint.best: evaluations report no {best!r}; they report {', '.join(metrics)}"
+            )
+        score = math.nan if best is None else metrics[best]
+        return None if math.isnan(score) else score
+
+    def _is_best(self, score: float | None) -> bool:
+        best = self.checkpoints.best()
+        return score is not None and (best is None or best.score is None or score > best.score)
 
     def _log(self, phase: str, done: int, steps: int, metrics: Metrics) -> None:
         self.tracker.log(self.step, metrics)
         self._progress(phase, done, steps, dict(metrics))
 
-    def _save(self) -> None:
+    def _save(self, score: float | None = None) -> None:
         state = {
             "step": self.step,
             "learner": self.parts.learner.state(),
@@ -158,7 +171,8 @@ class Trainer:
             "learnables": {name: one.state_dict() for name, one in self._learnables.items()},
             "weight_version": self.parts.engine.weight_version,
         }
-        self.checkpoints.write(self.step, self.parts.model, self.parts.chat.tokenizer, state, self._plain_recipe)
+        model, tokenizer = self.parts.model, self.parts.chat.tokenizer
+        self.checkpoints.write(self.step, model, tokenizer, state, self._plain_recipe, score=score)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]

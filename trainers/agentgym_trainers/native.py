@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from agentgym_trainers.settings import TrainerSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agentgym.recipe import Prepared
     from agentgym.run import RunDirectory
 
@@ -25,3 +27,20 @@ class NativeTrainer:
         from agentgym_trainers.loop import train
 
         train(prepared, run, resume=resume, progress=progress)
+
+    def export(self, source: Path, folder: Path, *, which: str = "latest", dtype: str | None = None) -> str:
+        """Write a checkpoint's model as a Hugging Face folder, and return which checkpoint it was.
+
+        Args:
+            source: a run's folder, or a checkpoint's.
+            folder: where to; new, or empty.
+            which: `latest`, `best`, or a step.
+            dtype: such as bfloat16; by default as it was trained.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+            RecipeError: the folder is in use, or the dtype is none.
+        """
+        from agentgym_trainers.export import export
+
+        return export(source, folder, which=which, dtype=dtype)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentgym.errors import RecipeError
 from agentgym.policy import Sampling
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.checkpoint import Checkpoints
+from agentgym_trainers.checkpoint import model_folder
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.models import load_model
 from agentgym_trainers.policy import TokenPolicy
@@ -32,21 +31,11 @@ def checkpoint_policy(
 
     Raises:
         RecipeError: no model can be loaded from there.
+        CheckpointError: the run has no checkpoint yet.
     """
-    model, tokenizer = load_model(_model_folder(Path(path)) or path, device)
+    model, tokenizer = load_model(model_folder(path), device)
     limit = int(model.config.max_position_embeddings)
     context = min(context_length or limit, limit)
     return TokenPolicy(
         HFEngine(model, max_batch=max_batch), ChatFormat(tokenizer), sampling or Sampling(max_tokens=context), context
     )
-
-
-def _model_folder(path: Path) -> Path | None:
-    if (path / "model").is_dir():
-        return path / "model"
-    if (path / "checkpoints").is_dir():
-        newest = Checkpoints(path / "checkpoints", keep=1).latest()
-        if newest is None:
-            raise RecipeError(f"the run {path} has no checkpoint yet; train it further, or name a model's folder")
-        return newest.model_path
-    return None

@@ -20,7 +20,8 @@ class ModelSettings(Record):
     """A pretrained model's folder, or the shape of a small Qwen2 made from nothing."""
 
     path: str | None = None
-    """A Hugging Face folder or name; None makes a new model of the shape below, and a tokenizer from the tasks."""
+    """A Hugging Face folder or name, or a run or a checkpoint of one; None makes a new model of the shape below, and a
+    tokenizer from the tasks."""
     vocab_size: Annotated[int, Field(ge=262)] = 512
     hidden: Positive = 96
     layers: Positive = 3
@@ -199,6 +200,9 @@ class CheckpointSettings(Record):
     sft_every: Positive = 200
     """Steps of the warm start."""
     keep: Positive = 2
+    """How many of the newest stay."""
+    best: Annotated[str, Field(pattern="^eval/")] | None = None
+    """An evaluation's metric, such as eval/pass@1: the checkpoint of its highest value is written and stays as well."""
 
 
 class TrainerSettings(Record):
