@@ -17,7 +17,7 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from agentgym.errors import InfrastructureError, MissingExtraError
-from agentgym.graders.judge_settings import JudgeSettings
+from agentgym.graders.judge_settings import EndpointSettings
 
 _BUSY = frozenset((408, 409, 425, 429))
 _REFUSED = frozenset((400, 413, 422))
@@ -73,7 +73,7 @@ class Replies:
 class Client:
     """Speaks to one model."""
 
-    def __init__(self, settings: JudgeSettings) -> None:
+    def __init__(self, settings: EndpointSettings) -> None:
         if find_spec("httpx") is None:
             raise MissingExtraError("httpx", "judge")
         import httpx  # an optional package, and slow to import
@@ -120,14 +120,14 @@ class Client:
             url = f"{self._settings.url.rstrip('/')}/chat/completions"
             found = self._http.post(url, json=body, headers=self._headers())
         except httpx.HTTPError as error:
-            raise _BusyError(f"the judge's endpoint does not answer: {type(error).__name__}: {error}") from error
+            raise _BusyError(f"the model's endpoint does not answer: {type(error).__name__}: {error}") from error
         if found.status_code in _BUSY or found.status_code >= 500:
-            raise _BusyError(f"the judge's endpoint answers with status {found.status_code}")
+            raise _BusyError(f"the model's endpoint answers with status {found.status_code}")
         if found.status_code in _REFUSED:
             raise RefusedError(f"status {found.status_code}")
         if found.status_code != 200:
             raise EndpointError(
-                f"the judge's endpoint answers with status {found.status_code}; check url, model and key"
+                f"the model's endpoint answers with status {found.status_code}; check url, model and key"
             )
         return _text(found.content)
 
@@ -136,7 +136,7 @@ class Client:
         if name is None:
             return {}
         if not os.environ.get(name):
-            raise EndpointError(f"the judge's key is wanted in the environment variable {name}, which is empty")
+            raise EndpointError(f"the model's key is wanted in the environment variable {name}, which is empty")
         return {"Authorization": f"Bearer {os.environ[name]}"}
 
 
@@ -151,5 +151,5 @@ def _text(content: bytes) -> str:
         if not isinstance(text, str):
             raise TypeError("not a text")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise _BusyError(f"the judge's endpoint answers with something else than a chat completion: {error}") from error
+        raise _BusyError(f"the model's endpoint answers with something else than a chat completion: {error}") from error
     return text

@@ -17,11 +17,9 @@ VARIABLE = "AGENTGYM_JUDGE"
 _Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class JudgeSettings(Record):
-    """How a judge is reached and tried. Without settings there is no judge: nothing asks a model unasked."""
+class EndpointSettings(Record):
+    """How a model behind an OpenAI-compatible endpoint is reached."""
 
-    enabled: Literal[True]
-    """The explicit word that verdicts may rest on a model's opinion, and that tasks may be sent to the endpoint."""
     url: Annotated[str, Field(pattern=r"^https?://")]
     """The endpoint's base, such as `http://localhost:8000/v1`; `/chat/completions` is added."""
     model: Annotated[str, Field(min_length=1)]
@@ -29,17 +27,24 @@ class JudgeSettings(Record):
     """The environment variable that holds the key, never the key itself; None sends none."""
     cache: Path | None = None
     """An SQLite file that keeps replies by the hash of what was asked; None keeps them in memory."""
-    probes: Path | None = None
-    """JSON Lines of more labelled probes, in the form of `judge_probes.yaml`'s entries."""
-    max_false_positives: _Share = 0.2
-    max_false_negatives: _Share = 0.2
-    """The shares of labelled wrong and right answers that the judge may get wrong. Attacks may fool it never."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     retries: Annotated[int, Field(ge=0)] = 4
     """Of requests that the endpoint did not answer, or was too busy to."""
     retry_wait_s: Annotated[float, Field(ge=0)] = 1.0
     """Scale of the random exponential wait between retries."""
     max_tokens: Annotated[int, Field(ge=16)] = 1024
+
+
+class JudgeSettings(EndpointSettings):
+    """How a judge is reached and tried. Without settings there is no judge: nothing asks a model unasked."""
+
+    enabled: Literal[True]
+    """The explicit word that verdicts may rest on a model's opinion, and that tasks may be sent to the endpoint."""
+    probes: Path | None = None
+    """JSON Lines of more labelled probes, in the form of `judge_probes.yaml`'s entries."""
+    max_false_positives: _Share = 0.2
+    max_false_negatives: _Share = 0.2
+    """The shares of labelled wrong and right answers that the judge may get wrong. Attacks may fool it never."""
     max_characters: Annotated[int, Field(ge=1)] = 20_000
     """The longest submission that is sent; a longer one scores 0."""
     concurrency: Annotated[int, Field(ge=1)] = 8

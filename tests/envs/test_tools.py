@@ -182,6 +182,8 @@ def test_a_model_can_play_the_user() -> None:
 def test_bad_options_are_refused_in_one_sentence() -> None:
     with pytest.raises(AgentgymError, match="wanted user: scripted, persona, or"):
         ToolsEnv(user="robot")
+    with pytest.raises(AgentgymError, match="the user's endpoint is malformed: model: Field required"):
+        ToolsEnv(user={"url": "http://localhost/v1"})
     with pytest.raises(ValueError, match="wanted no path for the family 'built'"):
         ToolsEnv(path="x")
     with pytest.raises(ValueError, match="wanted a difficulty from 0 to 4"):

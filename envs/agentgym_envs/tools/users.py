@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from agentgym.errors import AgentgymError, InfrastructureError
 from agentgym.graders.judge_client import Client, RefusedError
-from agentgym.graders.judge_settings import JudgeSettings
+from agentgym.graders.judge_settings import EndpointSettings
 from agentgym.types import Record
 
 _END = "[END]"
@@ -143,7 +143,11 @@ def user_maker(kind: str | Mapping[str, object]) -> UserMaker:
         if kind not in ("scripted", "persona"):
             raise AgentgymError(f"wanted user: scripted, persona, or an endpoint's url and model; found {kind!r}")
         return UserMaker(kind)
-    return UserMaker("model", Client(JudgeSettings.model_validate(dict(kind))))
+    try:
+        return UserMaker("model", Client(EndpointSettings.model_validate(dict(kind))))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise AgentgymError(f"the user's endpoint is malformed: {first['loc'][0]}: {first['msg']}") from error
 
 
 @dataclass(frozen=True, slots=True)
