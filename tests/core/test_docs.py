@@ -53,6 +53,15 @@ def test_the_code_familys_example_passes() -> None:
 
 
 @pytest.mark.usefixtures("needs_sandbox")
+def test_the_swe_familys_example_passes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "envs/agentgym_envs/swe/README.md").read_text()
+    program = page.partition("```python\n")[2].partition("```\n\n")[0]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    wanted = "initials('ada lovelace') is 'al'; it should be in capitals.\n1.0 passed\n"
+    assert done.stdout == wanted, done.stderr
+
+
+@pytest.mark.usefixtures("needs_sandbox")
 def test_every_example_of_a_grader_gives_what_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGENTGYM_JUDGE", raising=False)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,19 @@ def backend() -> Iterator[SandboxBackend]:
     try:
         found.check()
     except SandboxError as missing:
+        pytest.skip(str(missing))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[SandboxBackend]:
+    found: SandboxBackend = registry.create("sandboxes", "docker")
+    try:
+        found.check()
+    except SandboxError as missing:
+        if os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
+            raise
         pytest.skip(str(missing))
     yield found
     found.close()
