@@ -11,15 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.engines.continuous import ContinuousBatch, Result
 from agentgym_trainers.engines.decode import FixedBatch
 from agentgym_trainers.engines.prefixes import PrefixStore
-from agentgym_trainers.engines.sampler import Request
+from agentgym_trainers.engines.sampler import Request, check_prompt
 from agentgym_trainers.engines.slots import fits_slots
+from agentgym_trainers.engines.weights import check_weights, copy_weights, whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 class _Update:
     """New weights that wait for the space between two tokens."""
 
-    weights: dict[str, Any]
+    weights: list[tuple[str, Any]]
     version: int
     done: Future[None] = field(default_factory=Future)
 
@@ -157,11 +156,12 @@ class HFEngine:
                     "give the engine its own with weights='copied'"
                 )
             if weights is not None:
-                load_weights(self._model, dict(weights))
+                copy_weights(self._model, check_weights(weights, self._model))
             self.prefixes.clear()
             self.weight_version = version
             return
-        update = _Update(dict(self._source.state_dict() if weights is None else weights), version)
+        given = list(whole_weights(self._source)) if weights is None else check_weights(weights, self._model)
+        update = _Update(given, version)
         with self._lock:
             self._updates.append(update)
         self._pump()
@@ -264,48 +264,11 @@ class HFEngine:
         return [(request, found[request]) for request in requests]
 
     def _renew(self, update: _Update) -> list[Result]:
-        try:
-            load_weights(self._model, update.weights)
-        except ValueError as error:
-            update.done.set_exception(error)
-            return []
+        copy_weights(self._model, update.weights)
         self.weight_version = update.version
         done = self._batch.restart(update.version) if self._batch is not None else []
         update.done.set_result(None)
         return done
-
-
-def check_prompt(prompt_ids: Sequence[int], vocabulary: int) -> None:
-    """Refuse what a model with so many token ids cannot read.
-
-    Raises:
-        ValueError: the prompt is empty, or has a token that the model does not know.
-    """
-    if not prompt_ids:
-        raise ValueError("wanted at least one prompt token, found none; a prompt begins with what the model reads")
-    if max(prompt_ids) >= vocabulary or min(prompt_ids) < 0:
-        strange = next(one for one in prompt_ids if not 0 <= one < vocabulary)
-        raise ValueError(f"wanted tokens below {vocabulary}, found {strange}: the tokenizer is not this model's")
-
-
-def load_weights(model: Any, weights: dict[str, Any]) -> None:
-    """Copy tensors into a model's own.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or of another shape; nothing was copied.
-    """
-    own = dict(model.state_dict())
-    strange = [name for name in weights if name not in own]
-    # A tied tensor has two names, and either will do.
-    given = {own[name].data_ptr() for name in weights if name in own}
-    absent = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
-    shapes = [name for name, tensor in weights.items() if name in own and tensor.shape != own[name].shape]
-    for what, names in (("unknown", strange), ("missing", absent), ("of another shape", shapes)):
-        if names:
-            raise ValueError(f"the weights do not fit {type(model).__name__}: {names[0]} is {what}")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)
 
 
 def _resolve(request: Request, result: Generation | Exception) -> None:

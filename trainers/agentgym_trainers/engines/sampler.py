@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -122,3 +123,16 @@ def _nucleus(logp_BV: Tensor, top_p_B: Tensor) -> Tensor:
     before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
     dropped_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p_B[:, None])
     return torch.log_softmax(logp_BV.masked_fill(dropped_BV, -torch.inf), dim=-1)
+
+
+def check_prompt(prompt_ids: Sequence[int], vocabulary: int) -> None:
+    """Refuse what a model with so many token ids cannot read.
+
+    Raises:
+        ValueError: the prompt is empty, or has a token that the model does not know.
+    """
+    if not prompt_ids:
+        raise ValueError("wanted at least one prompt token, found none; a prompt begins with what the model reads")
+    if max(prompt_ids) >= vocabulary or min(prompt_ids) < 0:
+        strange = next(one for one in prompt_ids if not 0 <= one < vocabulary)
+        raise ValueError(f"wanted tokens below {vocabulary}, found {strange}: the tokenizer is not this model's")

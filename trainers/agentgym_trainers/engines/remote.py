@@ -1,0 +1,247 @@
+"""What engines share that compute elsewhere and hold their own weights: segments, versions, aborts, updates."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from agentgym.errors import AgentgymError, InfrastructureError
+from agentgym.policy import Generation, Sampling, StopReason
+from agentgym.sampling import derive_seed
+from agentgym_trainers.engines.sampler import check_prompt
+from agentgym_trainers.engines.weights import check_weights, whole_weights
+
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one request to the server gave."""
+
+    ids: list[int]
+    logprobs: list[float]
+    reason: str
+    """`stop` and `length` are ends; anything else means that the request was cut off."""
+    version: str | None = None
+    """Of the weights that sampled it, where the server tells."""
+
+
+@dataclass(eq=False, slots=True)
+class _Ask:
+    """One turn under way: the parts that it is sampled in, one per version of the weights."""
+
+    aborted: bool = False
+    name: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, part: Part, version: int) -> None:
+        self.ids += part.ids
+        self.logprobs += part.logprobs
+        if part.ids:
+            had = self.spans.pop()[1] if self.spans and self.spans[-1][0] == version else 0
+            self.spans.append((version, had + len(part.ids)))
+
+
+class RemoteEngine(ABC):
+    """Turns an inference server into an engine.
+
+    An update of the weights ends every request under way and sends it again with what it has sampled as part of its
+    prompt: keys and values of old weights are never read, and the tokens after the update are exactly the new
+    weights'. Prefixes that the server caches are dropped with the old weights.
+    """
+
+    def __init__(self, model: Any, context_length: int | None) -> None:
+        """Take the learner's model."""
+        limit = int(model.config.get_text_config().max_position_embeddings)
+        self.weight_version = 0
+        self.owns_weights = True
+        self._model = model
+        self._context = min(context_length or limit, limit)
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self._asks: dict[str, _Ask] = {}
+        self._numbers = count()
+        self._starting = asyncio.Lock()
+        self._started = False
+        self._updating = asyncio.Lock()
+        self._running = asyncio.Event()
+        self._closed = False
+        self._broken = ""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are under way."""
+        return len(self._asks)
+
+    def open(self, session: str) -> None:  # noqa: B027 -- there is nothing to do
+        """Announce an episode; the server needs no word of it."""
+
+    def release(self, session: str) -> None:  # noqa: B027 -- there is nothing to do
+        """Forget an episode; the server's cache forgets by itself what is not used."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
+    ) -> Generation:
+        """Sample until a stop id or the token limit; cancelling this call ends the request at the server.
+
+        Raises:
+            InfrastructureError: the engine is closed, or the server failed.
+        """
+        check_prompt(prompt_ids, self._vocabulary)
+        if len(prompt_ids) + sampling.max_tokens > self._context:
+            raise ValueError(
+                f"wanted prompt and answer within the engine's {self._context} tokens, found {len(prompt_ids)} + "
+                f"{sampling.max_tokens}"
+            )
+        self._check_open()
+        if session in self._asks:
+            raise ValueError(f"session {session!r} already has a request; await it before the next turn")
+        ask = self._asks[session] = _Ask()
+        try:
+            await self._ready()
+            return await self._collect(ask, list(prompt_ids), sampling, stop_ids)
+        finally:
+            ask.done.set()
+            del self._asks[session]
+
+    async def abort(self, session: str) -> None:
+        """End the session's request; its `generate` returns what was sampled so far."""
+        ask = self._asks.get(session)
+        if ask is not None:
+            await self._end([ask])
+
+    async def update_weights(
+        self, weights: Iterable[tuple[str, Any]] | None = None, version: int | None = None
+    ) -> None:
+        """Send the learner's weights; requests under way are paused meanwhile and go on with the new ones.
+
+        Raises:
+            ValueError: the weights are not the model's.
+            InfrastructureError: the engine is closed, or the server failed.
+        """
+        self._check_open()
+        given = list(whole_weights(self._model)) if weights is None else check_weights(weights, self._model)
+        await self._ready(given)
+        async with self._updating:
+            await self._renew(given, self.weight_version + 1 if version is None else version)
+
+    async def close(self) -> None:
+        """Abort what is pending and let go of the server; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._running.set()
+        await self._end(list(self._asks.values()))
+        async with self._starting:
+            if self._started:
+                await self._stop()
+
+    async def _ready(self, weights: list[tuple[str, Any]] | None = None) -> None:
+        """Start with the first who asks, and with the learner's weights."""
+        async with self._starting:
+            self._check_open()
+            if not self._started:
+                await self._start()
+                self._started = True
+                await self._renew(weights or list(whole_weights(self._model)), self.weight_version)
+
+    async def _renew(self, weights: list[tuple[str, Any]], version: int) -> None:
+        self._running.clear()
+        try:
+            await self._pause()
+            await self._push(weights, version)
+            self.weight_version = version
+            await self._resume()
+        except BaseException as error:
+            # Nobody knows which of its weights are new: to sample on would be to train on noise.
+            self._broken = f"the engine did not take its weights of version {version}: {error}"
+            if isinstance(error, Exception):
+                raise InfrastructureError(self._broken) from error
+            raise
+        finally:
+            self._running.set()
+
+    async def _collect(self, ask: _Ask, prompt: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Generation:
+        while True:
+            await self._running.wait()
+            if self._broken:
+                raise InfrastructureError(self._broken)
+            if ask.aborted or self._closed:
+                return self._generation(ask, "abort")
+            ask.name = f"{id(self)}-{next(self._numbers)}"
+            done, version = len(ask.ids), self.weight_version
+            # What goes on after new weights must not repeat the draws it has used.
+            seed = derive_seed(sampling.seed, done) if done else sampling.seed
+            left = sampling.model_copy(update={"max_tokens": sampling.max_tokens - done, "seed": seed})
+            try:
+                part = await self._sample(ask.name, prompt + ask.ids, left, stop_ids)
+            except AgentgymError:
+                raise
+            except Exception as error:
+                raise InfrastructureError(f"the engine failed on a request: {error}") from error
+            if sampling.temperature == 0:  # all mass lies on the token that was taken, whatever the server reports
+                part = replace(part, logprobs=[0.0] * len(part.ids))
+            ask.take(part, int(part.version) if part.version else version)
+            if ask.ids and ask.ids[-1] in stop_ids:
+                return self._generation(ask, "stop")
+            if len(ask.ids) >= sampling.max_tokens:
+                return self._generation(ask, "length")
+            if part.reason in ("stop", "length"):
+                raise InfrastructureError(
+                    f"the server ended a request after {len(ask.ids)} tokens with {part.reason!r}, and neither a stop "
+                    f"token nor the limit of {sampling.max_tokens} was reached"
+                )
+
+    def _generation(self, ask: _Ask, reason: StopReason) -> Generation:
+        oldest = ask.spans[0][0] if ask.spans else self.weight_version
+        spans = tuple(ask.spans) if len(ask.spans) > 1 else ()
+        return Generation(ask.ids, ask.logprobs, reason, oldest, spans)
+
+    async def _end(self, asks: list[_Ask]) -> None:
+        """Abort, again and again: a request may be on its way to the server when it is first told to end."""
+        for ask in asks:
+            ask.aborted = True
+        while left := [ask for ask in asks if not ask.done.is_set()]:
+            if self._started:
+                await self._abort([ask.name for ask in left if ask.name])
+            await asyncio.sleep(_POLL_S)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InfrastructureError(f"the engine is closed; build a new {type(self).__name__}")
+        if self._broken:
+            raise InfrastructureError(self._broken)
+
+    @abstractmethod
+    async def _start(self) -> None:
+        """Bring the server up, or find it."""
+
+    @abstractmethod
+    async def _sample(self, name: str, prompt_ids: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Part:
+        """Send one request and wait for its end."""
+
+    @abstractmethod
+    async def _abort(self, names: Iterable[str]) -> None:
+        """End requests; those that are unknown, or at their end, do no harm."""
+
+    @abstractmethod
+    async def _pause(self) -> None:
+        """Cut off every request and begin none; drop what is cached."""
+
+    @abstractmethod
+    async def _push(self, weights: list[tuple[str, Any]], version: int) -> None:
+        """Replace the weights."""
+
+    @abstractmethod
+    async def _resume(self) -> None:
+        """Begin requests again."""
+
+    @abstractmethod
+    async def _stop(self) -> None:
+        """Let go of the server."""
