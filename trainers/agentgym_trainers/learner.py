@@ -17,7 +17,7 @@ from agentgym_trainers.critic import Critic, CriticPhase
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.logprobs import check_head
 from agentgym_trainers.losses import clipped
-from agentgym_trainers.network import Network, Scores
+from agentgym_trainers.network import Network, Scores, portions
 from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 
@@ -79,7 +79,7 @@ class Learner:
         batch = TokenBatch.of(buffers)
         total = int(batch.sampled_BL.sum())
         metrics: Metrics = {"loss": 0.0, "entropy": 0.0, "tokens": float(total)}
-        for index_R in batch.micro_batches(torch.arange(len(buffers)), self._compute.token_budget):
+        for index_R in portions(batch, torch.arange(len(buffers)), self._compute):
             part = self._to_device(batch.rows(index_R))
             scores = self._network(part, temperature=1.0)
             loss = -scores.logp_BL.sum() / total
@@ -133,6 +133,11 @@ class Learner:
         }
 
     @property
+    def critic(self) -> Critic | None:
+        """The critic of this phase, if it has one."""
+        return self._network.critic
+
+    @property
     def updates(self) -> int:
         """Optimizer steps taken in this phase."""
         return self._phase.updates
@@ -140,7 +145,7 @@ class Learner:
     def values(self, batch: TokenBatch) -> Tensor:
         """Return float32 [B, L] the critic's value of the state in which each token was sampled; 0 elsewhere."""
         value_BL = torch.zeros(batch.ids_BL.shape)
-        for index_R in batch.micro_batches(batch.sampled_BL.any(1).nonzero()[:, 0], self._compute.token_budget):
+        for index_R in portions(batch, batch.sampled_BL.any(1).nonzero()[:, 0], self._compute):
             with torch.no_grad():
                 part_RL = self._network(self._to_device(batch.rows(index_R)), temperature=1.0, policy=False).value_BL
             value_BL[index_R, : part_RL.shape[1]] = part_RL.cpu()
@@ -174,7 +179,7 @@ class Learner:
         tokens = int(lesson.batch.sampled_BL[mini_R].sum())
         valued = 0 if lesson.values is None else int(lesson.values.mask_BL[mini_R].sum())
         sums: Metrics = {"tokens": float(tokens)}
-        for index_R in lesson.batch.micro_batches(mini_R, self._compute.token_budget):
+        for index_R in portions(lesson.batch, mini_R, self._compute):
             part = self._to_device(lesson.batch.rows(index_R))
             scores: Scores = self._network(part, temperature=policy.temperature, policy=lesson.loss is not None)
             total, metrics = torch.zeros((), device=part.ids_BL.device), Metrics()

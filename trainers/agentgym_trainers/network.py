@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.critic import Critic
 from agentgym_trainers.logprobs import predicting_states, score
+from agentgym_trainers.packing import allow_packing, micro_batches, pack, packed_states
 from agentgym_trainers.settings import ComputeSettings
 
 
@@ -27,6 +29,13 @@ class Scores:
     """With gradient; 0 without a critic."""
 
 
+def portions(batch: TokenBatch, index_R: Tensor, compute: ComputeSettings) -> Iterator[Tensor]:
+    """Split rows into micro-batches within the token budget."""
+    if compute.packing == "none":
+        return batch.micro_batches(index_R, compute.token_budget)
+    return micro_batches(batch, index_R, compute.token_budget, share=compute.packing == "prompts")
+
+
 class Network(nn.Module):
     """A policy's model, and a critic where the recipe has one."""
 
@@ -35,6 +44,10 @@ class Network(nn.Module):
         self.model = model
         self.critic = critic
         self._compute = compute
+        if compute.packing != "none":
+            allow_packing(model)
+            if critic is not None and critic.trunk is not None:
+                allow_packing(critic.trunk)
 
     def forward(self, part: TokenBatch, *, temperature: float, policy: bool = True) -> Scores:
         """Score a micro-batch.
@@ -49,7 +62,7 @@ class Network(nn.Module):
         shared = self.critic is not None and self.critic.trunk is None
         if policy or shared:
             with nullcontext() if policy else torch.no_grad():
-                states_ND = predicting_states(self.model.base_model, part.ids_BL, part.sampled_BL)
+                states_ND = self._states(self.model.base_model, part)
         if policy:
             target_N = part.ids_BL[part.sampled_BL]
             head, budget = self.model.get_output_embeddings(), self._compute.logit_budget
@@ -58,6 +71,12 @@ class Network(nn.Module):
             entropy_BL = zeros_BL.masked_scatter(part.sampled_BL, entropy_N)
         if self.critic is not None:
             if not shared:
-                states_ND = predicting_states(self.critic.trunk, part.ids_BL, part.sampled_BL)
+                states_ND = self._states(self.critic.trunk, part)
             value_BL = zeros_BL.masked_scatter(part.sampled_BL, self.critic(states_ND))
         return Scores(logp_BL, entropy_BL, value_BL)
+
+    def _states(self, trunk: Any, part: TokenBatch) -> Tensor:
+        """Return [N, D] the hidden states from which the sampled tokens are predicted."""
+        if self._compute.packing == "none":
+            return predicting_states(trunk, part.ids_BL, part.sampled_BL)
+        return packed_states(trunk, pack(part, share=self._compute.packing == "prompts"))

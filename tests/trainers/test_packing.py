@@ -1,0 +1,183 @@
+"""Packed rows are read as if each were alone, and however rows are portioned, the step is that of the whole batch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_rows import ADVANTAGE, BATCH, ON_POLICY
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from agentgym.errors import AgentgymError
+from agentgym.tokens import TokenBuffer
+from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.learner import Learner
+from agentgym_trainers.logprobs import score, token_logprobs
+from agentgym_trainers.network import Network
+from agentgym_trainers.packing import allow_packing, micro_batches, pack
+from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
+
+Tiny = tuple[Any, ChatFormat]
+
+
+def siblings(prompts: int = 3, attempts: int = 3) -> list[TokenBuffer]:
+    """Attempts of two turns that begin with the same prompt, like those of a group."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for prompt in range(prompts):
+        shared = torch.randint(6, 260, (5 + 7 * prompt,), generator=draw).tolist()
+        for attempt in range(attempts):
+            buffer = TokenBuffer()
+            buffer.append_text(shared, 0)
+            for turn in range(2):
+                own = torch.randint(6, 260, (2 + attempt + turn,), generator=draw).tolist()
+                buffer.append_sampled(own, [-5.5] * len(own), turn)
+                buffer.append_text([9, 10, 11][: 1 + turn], turn)
+            made.append(buffer)
+    return made
+
+
+GROUPS = TokenBatch.of(siblings())
+packings = pytest.mark.parametrize("packing", ["rows", "prompts"])
+
+
+def scores(model: Any, batch: TokenBatch, packing: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    found = Network(copy.deepcopy(model), ComputeSettings(packing=packing))(batch, temperature=0.9)
+    return found.logp_BL, found.entropy_BL
+
+
+@packings
+@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["strangers", "siblings"])
+def test_packed_logprobs_are_those_of_rows_alone(tiny: Tiny, packing: str, batch: TokenBatch) -> None:
+    logp_BL, entropy_BL = scores(tiny[0], batch, packing)
+    for row in range(len(batch.length_B)):
+        alone = batch.rows(torch.tensor([row]))
+        width = alone.ids_BL.shape[1]
+        expected = token_logprobs(tiny[0], alone.ids_BL, alone.sampled_BL, temperature=0.9, logit_budget=1 << 24)
+        assert torch.allclose(logp_BL[row, :width], expected[0][0], atol=1e-5)
+        assert torch.allclose(entropy_BL[row, :width], expected[1][0], atol=1e-5)
+
+
+@packings
+def test_other_families_pack_too(packing: str) -> None:
+    config = LlamaConfig(
+        vocab_size=272, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    assert torch.allclose(scores(model, GROUPS, packing)[0], scores(model, GROUPS, "none")[0], atol=1e-5)
+
+
+@packings
+def test_gradients_of_packed_rows_are_those_of_padded_ones(tiny: Tiny, packing: Any) -> None:
+    found = []
+    for one in ("none", packing):
+        model = copy.deepcopy(tiny[0])
+        logp_BL = Network(model, ComputeSettings(packing=one))(GROUPS, temperature=1.0).logp_BL
+        (logp_BL * torch.arange(logp_BL.numel()).reshape(logp_BL.shape).sin()).sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.allclose(one, other, atol=1e-5, rtol=1e-4) for one, other in zip(*found, strict=True))
+
+
+def test_no_token_is_laid_out_twice_or_for_nothing() -> None:
+    assert pack(BATCH, share=False).ids_1P.numel() == int(BATCH.length_B.sum())
+    shared = pack(GROUPS, share=True)
+    prompts = [5, 12, 19]
+    assert shared.ids_1P.numel() == int(GROUPS.length_B.sum()) - 2 * sum(prompts)
+    assert len(shared.source_N) == int(GROUPS.sampled_BL.sum())
+
+
+@packings
+def test_packing_leaves_generation_alone(tiny: Tiny, packing: Any) -> None:
+    model = copy.deepcopy(tiny[0])
+    mask_BL = (BATCH.ids_BL != 0).long().flip(1)
+    with torch.no_grad():
+        before = model(input_ids=BATCH.ids_BL.flip(1), attention_mask=mask_BL).logits
+        allow_packing(model)
+        after = model(input_ids=BATCH.ids_BL.flip(1), attention_mask=mask_BL).logits
+    assert torch.equal(before, after)
+
+
+def test_a_model_with_a_window_is_refused() -> None:
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, use_sliding_window=True, sliding_window=4, max_window_layers=1, pad_token_id=0,
+    )  # fmt: skip
+    with pytest.raises(AgentgymError, match=r"packing knows no sliding windows .* set trainer.compute.packing to none"):
+        allow_packing(Qwen2ForCausalLM(config).eval())
+
+
+def weights(one: Learner) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in one.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def whole_step(tiny: Tiny) -> tuple[dict[str, float], torch.Tensor]:
+    return _step(tiny, token_budget=100_000, logit_budget=1 << 24, packing="none")
+
+
+def _step(tiny: Tiny, **compute: Any) -> tuple[dict[str, float], torch.Tensor]:
+    one = Learner(copy.deepcopy(tiny[0]), ComputeSettings(**compute))
+    one.begin(OptimSettings(lr=1e-3), 10, keep_reference=True)
+    options = {"kl_weight": 0.1}
+    metrics = one.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings(loss_options=options))
+    return metrics, weights(one)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    token_budget=st.integers(1, 400), logit_budget=st.integers(272, 40_000),
+    packing=st.sampled_from(["none", "rows", "prompts"]),
+)  # fmt: skip
+def test_the_layout_of_micro_batches_changes_no_step(
+    tiny: Tiny, whole_step: Any, token_budget: int, logit_budget: int, packing: str
+) -> None:
+    metrics, found = _step(tiny, token_budget=token_budget, logit_budget=logit_budget, packing=packing)
+    assert metrics == pytest.approx(whole_step[0], rel=1e-4, abs=1e-6)
+    assert (found - whole_step[1]).abs().max() < 5e-5  # the step itself is 1e-3
+
+
+@given(budget=st.integers(1, 200), share=st.booleans(), order=st.permutations(range(9)))
+def test_packed_portions_hold_every_row_once_within_the_budget(budget: int, share: bool, order: list[int]) -> None:
+    parts = list(micro_batches(GROUPS, torch.tensor(order), budget, share=share))
+    assert sorted(torch.cat(parts).tolist()) == list(range(9))
+    for part in parts:
+        size = pack(GROUPS.rows(part), share=share).ids_1P.numel()
+        assert size <= budget or len(part) == 1
+
+
+@packings
+def test_a_packed_critic_says_the_same(tiny: Tiny, packing: Any) -> None:
+    found = []
+    for one in ("none", packing):
+        made = Learner(copy.deepcopy(tiny[0]), ComputeSettings(packing=one))
+        made.begin(OptimSettings(), 1, critic=CriticSettings(), critic_steps=1)
+        critic = made.critic
+        assert critic is not None
+        torch.nn.init.ones_(critic.head.weight)
+        found.append(made.values(GROUPS))
+    assert torch.allclose(*found, atol=1e-4)
+    assert found[0].any()
+
+
+def test_chunked_logprobs_and_entropies_are_the_naive_ones_and_so_are_their_gradients(tiny: Tiny) -> None:
+    states = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(50)
+    share = target.float().sin()
+    found = []
+    for budget in (272 * 7, None):
+        head, states_ND = copy.deepcopy(tiny[0].get_output_embeddings()), states.clone().requires_grad_()
+        if budget is None:
+            logp_NV = torch.log_softmax(head(states_ND) / 0.7, -1)
+            logp, entropy = logp_NV[target, target], -(logp_NV.exp() * logp_NV).sum(-1)
+        else:
+            logp, entropy = score(head, states_ND, target, temperature=0.7, logit_budget=budget)
+        (logp * share).sum().backward()
+        found.append((logp, entropy, states_ND.grad, head.weight.grad))
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True))
