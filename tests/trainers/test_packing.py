@@ -162,7 +162,7 @@ def test_a_packed_critic_says_the_same(tiny: Tiny, packing: Any) -> None:
         assert critic is not None
         torch.nn.init.ones_(critic.head.weight)
         found.append(made.values(GROUPS))
-    assert torch.allclose(*found, atol=1e-4)
+    assert torch.allclose(found[0], found[1], atol=1e-4)
     assert found[0].any()
 
 
@@ -178,6 +178,6 @@ def test_chunked_logprobs_and_entropies_are_the_naive_ones_and_so_are_their_grad
             logp, entropy = logp_NV[target, target], -(logp_NV.exp() * logp_NV).sum(-1)
         else:
             logp, entropy = score(head, states_ND, target, temperature=0.7, logit_budget=budget)
-        (logp * share).sum().backward()
+        (logp * share).sum().backward()  # type: ignore[no-untyped-call]
         found.append((logp, entropy, states_ND.grad, head.weight.grad))
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True))
