@@ -36,7 +36,7 @@ def logits(variant: str, args: argparse.Namespace) -> Callable[[], object]:
     budget = ComputeSettings().logit_budget if variant == "chunked" else args.vocab * args.tokens
 
     def run() -> None:
-        score(head, states_ND, target_N, temperature=1.0, logit_budget=budget)[0].sum().backward()
+        score(head, states_ND, target_N, temperature=1.0, logit_budget=budget)[0].sum().backward()  # type: ignore[no-untyped-call]
 
     return run
 
@@ -65,7 +65,7 @@ def rows(variant: str, args: argparse.Namespace) -> Callable[[], object]:
 
     def run() -> None:
         for index_R in portions(batch, torch.arange(len(buffers)), compute):
-            network(batch.rows(index_R), temperature=1.0).logp_BL.sum().backward()
+            network(batch.rows(index_R), temperature=1.0).logp_BL.sum().backward()  # type: ignore[no-untyped-call]
 
     return run
 
@@ -96,7 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:
-        print(json.dumps(measure(*args.one, args)))
+        print(json.dumps(measure(args.one[0], args.one[1], args)))
         return
     console = Console()
     table = Table("what", "variant", "CPU s", "peak MB above start", box=None)
