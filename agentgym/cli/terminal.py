@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentgym.cli.console import say
 from agentgym.cli.places import Place
 from agentgym.errors import AgentgymError
+from agentgym.toolcalls.common import UnreadableError, read_call, read_json
 from agentgym.types import Message
 
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _STYLES = {"system": "dim", "user": "cyan", "tool": "yellow", "assistant": "green"}
 
 
@@ -36,9 +39,46 @@ def play(place: Place, task: str | None, hint: bool, seed: int) -> None:
 
 
 def show(messages: Sequence[Message]) -> None:
-    """Print messages, each in its role's colour."""
+    """Print messages, each in its role's colour; tool calls laid out with the texts that their JSON means."""
     for one in messages:
-        say(f"{one.role}: {one.content}{one.guidance}", _STYLES[one.role])
+        content = readable(one.content) if one.role == "assistant" else one.content
+        calls = "".join(f"\n{_told(call.name, call.arguments)}" for call in one.tool_calls)
+        say(f"{one.role}: {content}{one.guidance}{calls}", _STYLES[one.role])
+
+
+def readable(text: str) -> str:
+    r"""Return what an assistant said, the JSON of its tool calls laid out; what is no such call stays as it is.
+
+    >>> print(readable('Look.<tool_call>{"name": "edit", "arguments": {"path": "a", "text": "1\\n2"}}</tool_call>'))
+    Look.→ edit(path="a")
+        text:
+        | 1
+        | 2
+    """
+    parts, place = [], 0
+    while (start := text.find(_OPEN, place)) >= 0:
+        try:
+            found, end = read_json(text, start + len(_OPEN))
+        except UnreadableError:
+            end = -1
+        call = read_call(found) if end >= 0 else ""
+        parts.append(text[place:start])
+        if isinstance(call, str):
+            parts.append(_OPEN)
+            place = start + len(_OPEN)
+            continue
+        parts.append(_told(call.name, call.arguments))
+        rest = text[end:]
+        place = len(text) - len(rest.lstrip().removeprefix(_CLOSE)) if rest.lstrip().startswith(_CLOSE) else end
+    return "".join([*parts, text[place:]])
+
+
+def _told(name: str, arguments: Mapping[str, Any]) -> str:
+    short = {key: value for key, value in arguments.items() if not (isinstance(value, str) and "\n" in value)}
+    lines = [f"→ {name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in short.items())})"]
+    for key in [one for one in arguments if one not in short]:
+        lines += [f"    {key}:", *(f"    | {line}" for line in str(arguments[key]).split("\n"))]
+    return "\n".join(lines)
 
 
 def read_message() -> str | None:

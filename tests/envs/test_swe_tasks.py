@@ -116,6 +116,11 @@ def test_what_does_not_fit_is_refused_with_its_hunk(tmp_path: Path) -> None:
         to_task(instance(tmp_path, patch=PATCH.replace("a - b", "a * b")))
     with pytest.raises(Unfit, match="test patch of 'calc-1' does not fit"):
         to_task(instance(tmp_path, test_patch=TEST_PATCH.replace("import neg", "import pos")))
+    marked = TEST_PATCH.replace("+def test_add", "+@pytest.mark.xfail(reason='later')\n+def test_add").replace(
+        "+1,8", "+1,9"
+    )
+    with pytest.raises(Unfit, match=r"test_old\.py::test_add is marked as expected to fail"):
+        to_task(instance(tmp_path, test_patch=marked))
     with pytest.raises(ValidationError, match="fail_to_pas"):
         instance(tmp_path, fail_to_pas=[])
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,14 +24,31 @@ from agentgym_envs.swe.index import fetch_sdist
 _GIT_S = 300
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Repository:
     """The regular files of a repository, by relative path."""
 
     files: Mapping[str, bytes]
     executable: frozenset[str] = frozenset()
-    left_out: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
     """Links, devices and names that no task can hold."""
+
+    @cached_property
+    def texts(self) -> Mapping[str, str]:
+        """The files that are UTF-8; made once, so that the tasks of one repository share them."""
+        found = {}
+        for name, data in self.files.items():
+            try:
+                found[name] = data.decode()
+            except UnicodeDecodeError:
+                continue
+        return found
+
+    @cached_property
+    def binary(self) -> Mapping[str, str]:
+        """The others, in base64."""
+        texts = self.texts
+        return {name: base64.b64encode(data).decode() for name, data in self.files.items() if name not in texts}
 
 
 class Sdist(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import ast
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from pydantic import Field, JsonValue, field_validator
 from agentgym.errors import TaskError
 from agentgym.graders.patches import PatchError, apply, parse
 from agentgym.graders.pytest_ids_spec import BINARY, PROTECTED
+from agentgym.graders.pytest_ids_twins import find
+from agentgym.graders.sources import parse as parse_source
 from agentgym.image import BUILD, ImageSpec
 from agentgym.sandbox import SandboxSpec
 from agentgym.task import Hidden, Public, Task
@@ -109,9 +111,12 @@ def to_task(instance: SweInstance) -> Task:
         files: dict[str, str] = {}
     else:
         fits(instance, repository)
-        spec["tests"] = {**tests_of(instance, repository)}
-        files, binary = _texts(repository.files)
-        data |= {BINARY: {**binary}} if binary else {}
+        tests = tests_of(instance, repository)
+        _refuse_expected_failures(instance, {**repository.texts, **tests})
+        spec["tests"] = {**tests}
+        files = dict(repository.texts)
+        if repository.binary:
+            data[BINARY] = {**repository.binary}
         if repository.executable:
             data["executable"] = [*sorted(repository.executable)]
     return Task(
@@ -169,6 +174,22 @@ def fits(instance: SweInstance, repository: Repository) -> None:
         raise Unfit(f"the gold patch of {instance.instance_id!r} does not fit its repository: {error}") from error
 
 
+def _refuse_expected_failures(instance: SweInstance, tests: Mapping[str, str]) -> None:
+    """Refuse tests that are marked as expected to fail: passing then is an xpass, which is no plain pass.
+
+    Raises:
+        Unfit: naming the test.
+    """
+    for name in dict.fromkeys(one.partition("[")[0] for one in instance.FAIL_TO_PASS + instance.PASS_TO_PASS):
+        path, *qualname = name.split("::")
+        try:
+            marks = find(parse_source(tests[path]), qualname).decorator_list
+        except (KeyError, SyntaxError):  # made elsewhere: by a base class, or while the file runs
+            continue
+        if any("xfail" in ast.unparse(one) for one in marks):
+            raise Unfit(f"the test {name} is marked as expected to fail, so that it can never plainly pass")
+
+
 def split_of_repository(repo: str) -> Split:
     """Return the split of a repository: 80% train, 10% validation, 10% test.
 
@@ -187,14 +208,3 @@ def gold_files(patch: str) -> tuple[str, ...]:
     """
     touched = ((one.old, one.new) for one in parse(patch))
     return tuple(dict.fromkeys(name for pair in touched for name in pair if name is not None))
-
-
-def _texts(files: Mapping[str, bytes]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the files that are text, and the others in base64."""
-    texts, binary = {}, {}
-    for name, data in files.items():
-        try:
-            texts[name] = data.decode()
-        except UnicodeDecodeError:
-            binary[name] = base64.b64encode(data).decode()
-    return texts, binary
