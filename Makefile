@@ -15,7 +15,6 @@ TEST_EXTRAS += datasets
 TEST_EXTRAS += dev
 TEST_EXTRAS += judge
 TEST_EXTRAS += math
-TEST_EXTRAS += mcp
 TEST_EXTRAS += openai
 TEST_EXTRAS += remote
 TEST_EXTRAS += serve

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from agentgym.errors import TaskError, UnknownNameError
 from agentgym.task import TaskSet
-from agentgym_envs.swe import generated, mined
+from agentgym_envs.swe import folders, generated, mined, rows
 
 GENERATED = "generated"
-LOADERS: dict[str, Callable[[Path], TaskSet]] = {"mined": mined.tasks}
+LOADERS: dict[str, Callable[[Path], TaskSet]] = {
+    "mined": mined.tasks,
+    "folders": folders.tasks,
+    **{name: partial(rows.tasks, name) for name in rows.FORMATS},
+}
 
 
 def family_tasks(family: str, *, path: str | None, count: int, seed: int) -> TaskSet:

@@ -11,16 +11,35 @@ import yaml
 from pydantic import ValidationError
 
 from agentgym.errors import TaskError
+from agentgym.task import Task
+from agentgym_envs.code.refusals import Placed, Refused, Row, RowTasks
+from agentgym_envs.swe.ids import usable
+from agentgym_envs.swe.rows import CONDA, ROOT
 from agentgym_envs.swe.sources import Archive, InImage
-from agentgym_envs.swe.tasks import Environment, SweInstance
+from agentgym_envs.swe.tasks import Environment, SweInstance, Unfit, to_task
 
 ARCHIVE = "repository.tar.gz"
 """Beside the others in a folder that was mined here: the repository before the change. Else the image has it."""
-ROOT = "/testbed"
-"""Where SWE-bench's images keep the repository."""
 _PROSE = {"problem_statement": "problem_statement.md", "patch": "gold.patch", "test_patch": "test.patch"}
 _NAMED = ("instance_id", "repo", "base_commit", "created_at", "version", "license", "difficulty")
 _SPLITS = {"train": "train", "dev": "validation", "validation": "validation", "test": "test"}
+
+
+def tasks(path: Path) -> RowTasks:
+    """Return the tasks of a folder of task folders; `refused()` says which cannot be judged, and why."""
+
+    def convert(row: Row) -> Task:
+        found = instance(Path(row["folder"]))
+        failing, passing = usable(found.FAIL_TO_PASS, found.PASS_TO_PASS)
+        try:
+            return to_task(found.model_copy(update={"FAIL_TO_PASS": failing, "PASS_TO_PASS": passing}))
+        except Unfit as reason:
+            raise Refused(str(reason)) from reason
+
+    def rows() -> Iterator[Placed]:
+        return ((str(one), {"folder": str(one)}) for one in _folders(path))
+
+    return RowTasks("folders", rows, convert, lambda row: Path(row["folder"]).name)
 
 
 def instances(path: str | Path) -> Iterator[SweInstance]:
@@ -29,13 +48,16 @@ def instances(path: str | Path) -> Iterator[SweInstance]:
     Raises:
         TaskError: naming what is missing or malformed.
     """
+    return map(instance, _folders(path))
+
+
+def _folders(path: str | Path) -> list[Path]:
     root = Path(path)
     root = root / "tasks" if (root / "tasks").is_dir() else root
     folders = sorted(one.parent for one in root.glob("*/task.yaml"))
     if not folders:
         raise TaskError(f"{path} holds no task folders; wanted NAME/task.yaml in it, or below its folder tasks")
-    for folder in folders:
-        yield instance(folder)
+    return folders
 
 
 def instance(folder: Path) -> SweInstance:
@@ -49,8 +71,8 @@ def instance(folder: Path) -> SweInstance:
     archive = folder / ARCHIVE
     source = Archive(path=str(archive.resolve())) if archive.is_file() else InImage(root=about.get("root", ROOT))
     environment = dict(about.get("environment") or {})
-    if "image" in about:
-        environment.setdefault("image", about["image"])
+    if not archive.is_file():
+        environment = {"image": about.get("image"), "variables": {"PATH": CONDA}, **environment}
     hints = folder / "hints.md"
     fields: dict[str, Any] = {
         **{name: str(about[name]) for name in _NAMED if about.get(name) is not None and name != "difficulty"},

@@ -82,6 +82,8 @@ class InImage(Record):
 
     kind: Literal["image"] = "image"
     root: Annotated[str, Field(pattern=r"^/.*[^/]$")]
+    setup: tuple[str, ...] = ()
+    """Scripts that root runs before the folder is given to the agent, such as one that plants the defect."""
 
 
 Source = Annotated[Sdist | GitCommit | Archive | InImage, Field(discriminator="kind")]

@@ -143,7 +143,7 @@ def sandbox_of(instance: SweInstance) -> SandboxSpec:
         return place
     if one.image is None or one.image.startswith(BUILD):
         raise TaskError(f"{instance.instance_id!r} names no image that holds {instance.source.root}")
-    image = ImageSpec(base=one.image, run=(alone(instance.source.root),)).name
+    image = ImageSpec(base=one.image, run=(*instance.source.setup, alone(instance.source.root))).name
     return place.model_copy(update={"image": image, "workdir": instance.source.root, "writable_root": True})
 
 
