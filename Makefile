@@ -15,6 +15,7 @@ TEST_EXTRAS += datasets
 TEST_EXTRAS += dev
 TEST_EXTRAS += judge
 TEST_EXTRAS += math
+TEST_EXTRAS += mcp
 TEST_EXTRAS += openai
 TEST_EXTRAS += remote
 TEST_EXTRAS += serve

@@ -38,7 +38,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     metadata = {"render_modes": ["ansi"], "render_fps": 1}
     tasks: TaskSet
     """The default tasks; a constructor argument replaces them."""
-    sandboxed: ClassVar[bool] = False
+    sandboxed: bool = False
     """Whether the tools need `self.sandbox`."""
     sandbox_at: ClassVar[Literal["reset", "first use"]] = "reset"
     """When an episode's sandbox is started: `first use` saves it where the agent hands in without ever needing it."""
