@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -48,7 +49,7 @@ class _Ran:
     fault: AgentgymError | None = None
 
 
-class _Composite:
+class _Composite(ABC):
     """Runs its parts in order; a subclass says what their values make."""
 
     levels = ("no_submission", "failed", "partial", "passed")
@@ -87,9 +88,9 @@ class _Composite:
             raise next((one for one in faults if isinstance(one, InfrastructureError)), faults[0])
         return _verdict(value, ran)
 
+    @abstractmethod
     def combine(self, components: Sequence[Component], values: Sequence[float | None]) -> float | None:
         """Return what values make; None unless it is the same whatever stands for each None."""
-        raise NotImplementedError
 
     def settled(self, component: Component, value: float | None) -> bool:  # noqa: ARG002 -- for `first`
         """Whether the parts that follow need not run."""

@@ -39,7 +39,7 @@ class AttachedWire:
         """Return the socket's descriptor."""
         return self._number
 
-    def receive(self) -> bytes | None:
+    def receive(self) -> bytes | bytearray | None:
         """Return what the supervisor has said."""
         is_over = False
         for _ in range(_ROUNDS):
@@ -77,10 +77,9 @@ class _Received:
     def __init__(self) -> None:
         self._data = bytearray()
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: memoryview) -> None:
         self._data += chunk
 
-    def take(self) -> bytes:
-        taken = bytes(self._data)
-        self._data.clear()
+    def take(self) -> bytearray:
+        taken, self._data = self._data, bytearray()
         return taken

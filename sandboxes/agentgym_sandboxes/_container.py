@@ -18,7 +18,7 @@ from agentgym_sandboxes._command import ENTER
 from agentgym_sandboxes._docker_exec import Command, DockerExec
 from agentgym_sandboxes._docker_host import knock
 from agentgym_sandboxes._lifetime import Lifetime
-from agentgym_sandboxes._supervised import RunOptions
+from agentgym_sandboxes._running import RunOptions
 
 _FORBIDDEN = 403
 _OOM_NEWS_S = 1.0

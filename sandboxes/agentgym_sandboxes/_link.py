@@ -13,7 +13,7 @@ from itertools import count
 from typing import Protocol
 
 from agentgym.errors import SandboxError
-from agentgym_sandboxes._messages import PROTOCOL, Ask, Frames, Say, frame
+from agentgym_sandboxes._messages import PROTOCOL, Ask, Data, Frames, Say, frame
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Wire(Protocol):
         """Return the descriptor that says when there is something to receive."""
         ...
 
-    def receive(self) -> bytes | None:
+    def receive(self) -> bytes | bytearray | None:
         """Return what has arrived; None if nothing has, b"" if the other side is gone."""
         ...
 
@@ -82,7 +82,7 @@ class Link:
         self._wire = wire
         self._frames = Frames()
         self._lock = threading.Lock()
-        self._pending: deque[bytes] = deque()
+        self._pending: deque[memoryview] = deque()
         self._listeners: dict[int, Listener] = {}
         self._numbers = count(1)
         self._hello = Waiting()
@@ -127,12 +127,12 @@ class Link:
         with self._lock:
             self._listeners.pop(channel, None)
 
-    def send(self, kind: Ask, channel: int, payload: bytes = b"") -> None:
+    def send(self, kind: Ask, channel: int, payload: Data = b"") -> None:
         """Send a request, or queue it behind those that wait; a lost link takes everything and says nothing."""
         with self._lock:
             if self.is_lost:
                 return
-            self._pending.append(frame(kind, channel, payload))
+            self._pending.append(memoryview(frame(kind, channel, payload)))
             if len(self._pending) > 1:
                 return
             waits = not self._push()
@@ -179,7 +179,7 @@ class Link:
         try:
             while self._pending:
                 data = self._pending[0]
-                sent = self._wire.send(memoryview(data)[:_SEND_BYTES])
+                sent = self._wire.send(data[:_SEND_BYTES])
                 if sent < len(data):
                     self._pending[0] = data[sent:]
                 else:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-PROTOCOL = 1
+PROTOCOL = 2
 WINDOW = 1 << 18
 """Bytes of one stream that may be under way before the other side has said that it took some."""
 _HEADER = struct.Struct("<III")
@@ -18,6 +18,7 @@ _EXEC = struct.Struct("<IQQQIII")
 _EXIT = struct.Struct("<IiIIQQ")
 _ENTRY = struct.Struct("<cIqIQ")
 _LONGEST = 8 << 20
+Data = bytes | bytearray | memoryview
 
 
 class Ask(IntEnum):
@@ -59,9 +60,9 @@ class Code(IntEnum):
     NOT_PLAIN, TOO_MANY, TOO_BIG, TOO_DEEP = range(1001, 1005)
 
 
-def frame(kind: Ask, channel: int, payload: bytes = b"") -> bytes:
+def frame(kind: Ask, channel: int, payload: Data = b"") -> bytes:
     """Return one request."""
-    return _HEADER.pack(len(payload), channel, kind) + payload
+    return b"".join((_HEADER.pack(len(payload), channel, kind), payload))
 
 
 class Frames:
@@ -70,14 +71,16 @@ class Frames:
     def __init__(self) -> None:
         self._data = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    def feed(self, data: Data) -> Iterator[tuple[int, int, bytes]]:
         """Yield each whole frame as (kind, channel, payload).
 
         Raises:
             ValueError: this is not the protocol.
         """
-        self._data += data
-        start, whole = 0, memoryview(self._data)
+        if self._data:
+            self._data += data
+            data, self._data = self._data, bytearray()
+        start, whole = 0, memoryview(data)
         try:
             while len(whole) - start >= _HEADER.size:
                 length, channel, kind = _HEADER.unpack_from(whole, start)
@@ -88,8 +91,7 @@ class Frames:
                 yield kind, channel, bytes(whole[start + _HEADER.size : start + _HEADER.size + length])
                 start += _HEADER.size + length
         finally:
-            whole.release()
-            del self._data[:start]
+            self._data += whole[start:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,11 @@ def wanted_files(path: str, want: Want, *, max_entries: int, max_bytes: int) -> 
     return struct.pack("<IIQ", want, min(max_entries, 0xFFFFFFFF), max_bytes) + path.encode() + b"\0"
 
 
+def written_files(folder: str, *, is_fresh: bool = False) -> bytes:
+    """Return a PUT's payload; where nothing has run yet, files need not appear whole."""
+    return struct.pack("<I", is_fresh) + folder.encode() + b"\0"
+
+
 def outcome(payload: bytes) -> tuple[int, str]:
     """Read a DONE's payload: 0, errno or a `Code`, and what it is about."""
     return number_of(payload[:4]), payload[4:].decode(errors="replace")
@@ -189,15 +196,15 @@ class Entries:
     """Puts entries together from the pieces in which they arrive."""
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.pieces: list[bytes] = []
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes."""
-        self.data += piece
+        self.pieces.append(piece)
 
     def all(self) -> Iterator[Entry]:
         """Yield every entry; to be called once all is there."""
-        start, whole = 0, memoryview(self.data)
+        start, whole = 0, memoryview(b"".join(self.pieces))
         while start < len(whole):
             kind, mode, time_ns, width, size = _ENTRY.unpack_from(whole, start)
             begin = start + _ENTRY.size + width

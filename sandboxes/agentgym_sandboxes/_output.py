@@ -23,7 +23,7 @@ class BoundedBytes:
         self._tail_size = 0
         self.total = 0
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Take the next bytes of the stream."""
         self.total += len(chunk)
         room = self._head_room - len(self._head)
@@ -31,7 +31,7 @@ class BoundedBytes:
             self._head += chunk[:room]
             chunk = chunk[room:]
         if chunk and self._tail_room:
-            self._tail.append(chunk)
+            self._tail.append(bytes(chunk))
             self._tail_size += len(chunk)
             while self._tail_size - len(self._tail[0]) >= self._tail_room:
                 self._tail_size -= len(self._tail.popleft())

@@ -15,7 +15,7 @@ _HEADER = 8
 class Sink(Protocol):
     """Whatever takes a stream piece by piece."""
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: memoryview) -> None:
         """Take the next bytes."""
         ...
 
@@ -39,14 +39,15 @@ class Frames:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes from the connection."""
-        while data:
+        left = memoryview(data)
+        while left:
             if not self._left:
                 missing = _HEADER - len(self._header)
-                self._header, data = self._header + data[:missing], data[missing:]
+                self._header, left = self._header + left[:missing], left[missing:]
                 if len(self._header) < _HEADER:
                     return
                 self._left = int.from_bytes(self._header[4:], "big")
-            piece, data = data[: self._left], data[self._left :]
+            piece, left = left[: self._left], left[self._left :]
             self._left -= len(piece)
             if sink := self._sinks.get(self._header[0]):
                 sink.feed(piece)

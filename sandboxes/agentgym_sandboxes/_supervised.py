@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
@@ -14,35 +11,19 @@ from typing import Protocol, Self
 from agentgym.errors import AgentFault
 from agentgym.sandbox import Contact, ExecResult
 from agentgym_sandboxes._allowlist import Session
+from agentgym_sandboxes._answers import Answers
 from agentgym_sandboxes._command import AGENT, absolute, variables, words
 from agentgym_sandboxes._lifetime import Lifetime
-from agentgym_sandboxes._link import Link, Waiting
-from agentgym_sandboxes._messages import (
-    WINDOW,
-    Ask,
-    Code,
-    End,
-    Entries,
-    Entry,
-    Exit,
-    Flag,
-    Say,
-    Stage,
-    Want,
-    execution,
-    head_of,
-    number_of,
-    outcome,
-    wanted_files,
-)
+from agentgym_sandboxes._link import Link
+from agentgym_sandboxes._messages import Ask, Exit, Flag, execution
+from agentgym_sandboxes._running import Running, RunOptions, finished
 from agentgym_sandboxes._shell import ShellSession
 from agentgym_sandboxes._terminal import TerminalSession
+from agentgym_sandboxes._transfers import Transfers
 
 _SILENCE_S = 60.0
 """How long the machinery around a sandbox may stand still before a command counts as lost."""
-_FILES_S = 120.0
 _HEALTHY_S = 5.0
-_PIECE = 1 << 18
 ROOMS = (0, 32)
 """By how much the process limit may be exceeded, attempt by attempt, until a command starts."""
 
@@ -79,13 +60,6 @@ class Owner(Protocol):
         ...
 
 
-class RunOptions:
-    """What a command gets beside its words."""
-
-    def __init__(self, stdin: bytes, cwd: str, env: Mapping[str, str], output_limit: int) -> None:
-        self.stdin, self.cwd, self.env, self.output_limit = stdin, cwd, env, output_limit
-
-
 class SupervisedSandbox:
     """See `agentgym.sandbox.Sandbox`.
 
@@ -109,10 +83,10 @@ class SupervisedSandbox:
         self.workdir = workdir
         self.link = link
         self._place = place
-        self._folders = folders
         self._lifetime = lifetime
         self._owner = owner
-        self._writing = threading.Lock()
+        self._answers = Answers(link, lifetime, place.failure)
+        self.files = Transfers(self._answers, workdir, folders)
         self.proxy: Session | None = None
 
     def exec(
@@ -144,40 +118,19 @@ class SupervisedSandbox:
 
     def read(self, path: str, *, limit: int = 1 << 20) -> bytes:
         """Return a regular file's bytes."""
-        whole = absolute(path, self.workdir)
-        if whole in self._folders:
-            raise ValueError(f"the path {path!r} is the sandbox's folder itself, not a plain file")
-        code, entries = self._get(whole, Want.ONE_FILE, max_entries=1, max_bytes=limit)
-        if code == Code.TOO_BIG:
-            raise ValueError(f"{path!r} has more than the {limit} bytes that may be read")
-        _check(code, path)
-        return next(entries.all()).data
+        return self.files.read(path, limit)
 
     def write(self, path: str, data: bytes) -> None:
         """Create or replace a file."""
-        self.upload({path: data})
+        self.files.upload({path: data})
 
     def upload(self, files: Mapping[str, bytes]) -> None:
         """Write many files in one call."""
-        whole = {absolute(path, self.workdir): data for path, data in files.items()}
-        for path in whole:
-            self._require_inside(path)
-        self.put("", (Entry("f", path.encode(), data=data).packed() for path, data in whole.items()))
+        self.files.upload(files)
 
     def download(self, path: str, *, max_files: int = 10_000, max_bytes: int = 1 << 26) -> dict[str, bytes]:
         """Return the regular files below a folder."""
-        code, entries = self._get(absolute(path, self.workdir), Want(0), max_entries=max_files, max_bytes=max_bytes)
-        if code == Code.TOO_MANY:
-            raise ValueError(f"{path!r} has more than {max_files} entries")
-        if code == Code.TOO_BIG:
-            raise ValueError(f"{path!r} has more than {max_bytes} bytes")
-        if code == Code.TOO_DEEP:
-            raise ValueError(f"{path!r} is too deep")
-        _check(code, path)
-        found = {_name(one.path): one.data for one in entries.all() if one.kind == "f"}
-        if "" in found:
-            _check(Code.NOT_PLAIN, path)
-        return found
+        return self.files.download(path, max_files, max_bytes)
 
     def shell(self) -> ShellSession:
         """Start a shell that remembers; see `agentgym.sandbox.Shell`."""
@@ -199,32 +152,6 @@ class SupervisedSandbox:
         """Freeze the files' present state; see `agentgym.sandbox.Sandbox`."""
         self._lifetime.left()
         return self._owner.freeze(self)
-
-    def frozen(self, folders: Sequence[str]) -> dict[str, Entries]:
-        """Return everything that some folders hold, as it can be put into another sandbox."""
-        found = {}
-        for folder in folders:
-            code, found[folder] = self._get(folder, Want.METADATA, max_entries=1 << 31, max_bytes=1 << 40)
-            _check(code, folder)
-        return found
-
-    def thaw(self, found: Mapping[str, Entries]) -> None:
-        """Take over what `frozen` of another sandbox returned."""
-        for folder, entries in found.items():
-            self.put(folder, [bytes(entries.data)])
-
-    def put(self, folder: str, pieces: Iterable[bytes]) -> None:
-        """Write entries below a folder; pieces may be cut anywhere."""
-        waiting = Waiting()
-        with self._writing:
-            channel = self.link.open(waiting)
-            self.link.send(Ask.PUT, channel, folder.encode() + b"\0")
-            for batch in _batched(pieces):
-                self.link.send(Ask.PUT_DATA, channel, batch)
-            self.link.send(Ask.PUT_END, channel)
-            self._wait(waiting, _FILES_S, channel)
-        code, about = outcome(waiting.payload)
-        _check(code, about)
 
     def close(self) -> None:
         """Kill everything inside and remove every trace."""
@@ -253,7 +180,7 @@ class SupervisedSandbox:
     def _attempt(self, argv: list[str], timeout: float, options: RunOptions) -> ExecResult | None:
         """Run a command; None if there was no room to start it."""
         began = time.monotonic()
-        running = _Running(self.link, options.stdin)
+        running = Running(self.link, options.stdin)
         channel = running.channel = self.link.open(running)
         flags = Flag.INPUT if options.stdin else Flag(0)
         asked = execution(
@@ -261,155 +188,5 @@ class SupervisedSandbox:
         )
         self.link.send(Ask.EXEC, channel, asked)
         running.send_more()
-        self._wait(running, timeout + _SILENCE_S, channel)
+        self._answers.wait(running, timeout + _SILENCE_S, channel)
         return finished(Exit.parse(running.payload), running, options, argv, time.monotonic() - began)
-
-    def _get(self, path: str, want: Want, *, max_entries: int, max_bytes: int) -> tuple[int, Entries]:
-        self._lifetime.left()
-        collecting = _Collecting()
-        channel = self.link.open(collecting)
-        asked = wanted_files(path, want, max_entries=max_entries, max_bytes=max_bytes)
-        self.link.send(Ask.GET, channel, asked)
-        self._wait(collecting, _FILES_S, channel)
-        return outcome(collecting.payload)[0], collecting.entries
-
-    def _wait(self, waiting: Waiting, seconds: float, channel: int) -> None:
-        self._lifetime.left()
-        try:
-            if not waiting.ended.wait(seconds):
-                raise self._place.failure(f"its supervisor has not answered for {seconds:.0f} s")
-        finally:
-            self.link.close_channel(channel)
-        if waiting.gone:
-            raise self._place.failure("its connection ended")
-
-    def _require_inside(self, path: str) -> None:
-        if path in self._folders:
-            raise ValueError(f"the path {path!r} is the sandbox's folder itself, not a file in it")
-        if not path.startswith(tuple(f"{top}/" for top in self._folders)):
-            raise ValueError(f"{path!r} is outside of {' and '.join(self._folders)}, where this sandbox keeps files")
-
-
-class _Running(Waiting):
-    """A command whose output arrives."""
-
-    def __init__(self, link: Link, stdin: bytes) -> None:
-        super().__init__()
-        self.channel = 0
-        self.out = bytearray()
-        self.err = bytearray()
-        self._link = link
-        self._left = memoryview(stdin)
-        self._room = WINDOW
-        self._lock = threading.Lock()
-
-    def send_more(self) -> None:
-        """Send as much of the input as the window allows, and then its end."""
-        with self._lock:
-            if not self._left:
-                return
-            piece, self._left = self._left[: self._room], self._left[self._room :]
-            self._room -= len(piece)
-            is_last = not self._left
-            if piece:
-                self._link.send(Ask.INPUT, self.channel, bytes(piece))
-            if is_last:
-                self._link.send(Ask.INPUT_END, self.channel)
-
-    def hear(self, kind: int, payload: bytes) -> None:
-        if kind == Say.OUT:
-            self.out += payload
-        elif kind == Say.ERR:
-            self.err += payload
-        elif kind == Say.WRITTEN:
-            self._room += number_of(payload)
-            self.send_more()
-        elif kind == Say.EXIT:
-            super().hear(kind, payload)
-
-
-class _Collecting(Waiting):
-    """Files that arrive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries = Entries()
-
-    def hear(self, kind: int, payload: bytes) -> None:
-        if kind == Say.ENTRIES:
-            self.entries.feed(payload)
-        else:
-            super().hear(kind, payload)
-
-
-def finished(
-    ended: Exit, running: _Running, options: RunOptions, argv: Sequence[str], seconds: float
-) -> ExecResult | None:
-    """Return how a command ended; None if there was no room for its processes."""
-    stderr = _whole(running.err, ended.dropped_err, options.output_limit)
-    code: int | None = ended.value
-    if ended.end is End.NOT_STARTED:
-        stage, reason = ended.failure
-        if stage is Stage.FORK or reason in (errno.EAGAIN, errno.ENOMEM):
-            return None
-        if reason == errno.E2BIG:
-            raise ValueError("the command and its environment are too long together: pass data by stdin or in a file")
-        code = 127 if stage is Stage.START and reason in (errno.ENOENT, errno.ENOTDIR) else 126
-        if stage is Stage.ENTER:
-            stderr += f"cannot enter the folder {options.cwd}\n".encode()
-        else:
-            stderr += f"{argv[0]}: {'not found' if code == 127 else 'cannot be run'}\n".encode()
-    elif ended.end is End.SIGNALLED:
-        code = 128 + ended.value
-    elif ended.end is End.TIMED_OUT:
-        code = None
-    return ExecResult(
-        exit_code=code,
-        stdout=_whole(running.out, ended.dropped_out, options.output_limit),
-        stderr=stderr,
-        timed_out=ended.end is End.TIMED_OUT,
-        truncated=bool(ended.dropped_out or ended.dropped_err),
-        oom=ended.oom and code != 0,
-        duration_s=seconds,
-        signal=ended.value if ended.end is End.SIGNALLED else None,
-        dropped=ended.dropped_out + ended.dropped_err,
-        pids=ended.pids,
-    )
-
-
-def _whole(kept: bytearray, dropped: int, limit: int) -> bytes:
-    if not dropped:
-        return bytes(kept)
-    return bytes(kept[: head_of(limit)]) + b"\n[... %d bytes dropped ...]\n" % dropped + kept[head_of(limit) :]
-
-
-def _check(code: int, path: str) -> None:
-    if code == errno.ENOENT:
-        raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
-    if code == Code.NOT_PLAIN:
-        raise ValueError(f"the path {path!r} cannot be opened as a plain file or folder: something else is there")
-    if code:
-        raise ValueError(f"the path {path!r} cannot be used: {Code(code).name if code > 1000 else os.strerror(code)}")
-
-
-def _name(path: bytes) -> str:
-    try:
-        return path.decode()
-    except UnicodeDecodeError:
-        raise ValueError(f"the name {path!r} is not valid UTF-8") from None
-
-
-def _batched(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what is to be sent in frames of a good size."""
-    batch = bytearray()
-    for piece in pieces:
-        if len(batch) + len(piece) <= _PIECE:
-            batch += piece
-            continue
-        if batch:
-            yield bytes(batch)
-            batch = bytearray()
-        for start in range(0, len(piece), _PIECE):
-            yield piece[start : start + _PIECE]
-    if batch:
-        yield bytes(batch)

@@ -122,15 +122,20 @@ class DockerBackend:
 
     def start(self, spec: SandboxSpec) -> SupervisedSandbox:
         """Start a fresh container, or take one that was started and never used."""
-        if self._pool is None:
-            return self._create(spec)
-        sandbox = self._pool.take(spec)
-        if sandbox is not None:
-            sandbox.renew(spec.ttl_s)
-            return sandbox
-        sandbox = self._create(spec)
-        self._pool.started()
+        sandbox = self._take_or_create(spec)
+        self._refill()
         return sandbox
+
+    def _take_or_create(self, spec: SandboxSpec) -> SupervisedSandbox:
+        sandbox = self._pool.take(spec) if self._pool else None
+        if sandbox is None:
+            return self._create(spec)
+        sandbox.renew(spec.ttl_s)
+        return sandbox
+
+    def _refill(self) -> None:
+        if self._pool is not None:
+            self._pool.started()
 
     def prepare(self, spec: SandboxSpec, count: int) -> int:
         """Keep sandboxes of a spec ready before anybody asks; return how many there are once they are."""
@@ -165,12 +170,14 @@ class DockerBackend:
     def fork(self, snapshot: str) -> SupervisedSandbox:
         """Start a fresh container with the files of a snapshot."""
         kept = self._snapshots[snapshot]
-        sandbox = self.start(kept.spec)
+        sandbox = self._take_or_create(kept.spec)
         try:
-            sandbox.thaw(kept.folders)
+            sandbox.files.thaw(kept.folders)
         except BaseException:
             sandbox.close()
             raise
+        finally:
+            self._refill()
         return sandbox
 
     def freeze(self, sandbox: SupervisedSandbox) -> str:
@@ -180,7 +187,7 @@ class DockerBackend:
         if found is None:
             raise SandboxError(f"sandbox {sandbox.id} is closed")
         _, spec, container = found
-        kept = sandbox.frozen(in_memory(spec))
+        kept = sandbox.files.frozen(in_memory(spec))
         if spec.writable_root:
             labels = {"agentgym.snapshot": secrets.token_hex(8), **Owner.current().labels()}
             image = container.commit(labels)

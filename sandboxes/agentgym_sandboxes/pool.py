@@ -73,7 +73,7 @@ class WarmPool(Generic[S]):
         self.stats = PoolStats()
 
     def take(self, spec: SandboxSpec) -> S | None:
-        """Return an unused sandbox of this spec that is well, or None; others like it are started meanwhile."""
+        """Return an unused sandbox of this spec that is well, or None; its successor waits for `started`."""
         key = spec.model_dump_json()
         while True:
             with self._lock:
@@ -87,14 +87,13 @@ class WarmPool(Generic[S]):
             since, sandbox = found
             if time.monotonic() - since < self._longest_wait_s and sandbox.is_well():
                 self.stats.hits += 1
-                self._refill()
                 return sandbox
             self.stats.discarded += 1
             self._do(lambda sandbox=sandbox: _discard(sandbox))  # type: ignore[misc]
         return None
 
     def started(self) -> None:
-        """Learn that the one that was missing has been started, so the others may come."""
+        """Learn that the one that was wanted is in use, so that starting others takes nothing from it."""
         self._refill()
 
     def prepare(self, spec: SandboxSpec, count: int, timeout: float = 300.0) -> int:

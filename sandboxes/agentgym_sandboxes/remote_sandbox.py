@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ from agentgym_sandboxes.remote_http import LeaseLostError
 from agentgym_sandboxes.remote_lease import Lease
 
 
-class _Held:
+class _Held(ABC):
     """Something that a lease holds on the server; used as a `with` block."""
 
     def __init__(self, lease: Lease, what: str) -> None:
@@ -41,9 +42,9 @@ class _Held:
                     self._removed = True  # with all that the lease held
                 self._removed = True
 
+    @abstractmethod
     def close(self) -> None:
         """End it."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

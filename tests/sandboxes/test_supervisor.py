@@ -33,6 +33,7 @@ from agentgym_sandboxes._messages import (
     number,
     outcome,
     wanted_files,
+    written_files,
 )
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wno-format-truncation"]
@@ -249,7 +250,7 @@ class Fuzzer:
         stream = b"".join(self.entry(self.draw.choice(names)).packed() for _ in range(self.draw.randrange(6)))
         if self.draw.random() < 0.1:
             stream = stream[: self.draw.randrange(len(stream) + 1)]
-        frames = frame(Ask.PUT, channel, str(self.folder).encode() + b"\0")
+        frames = frame(Ask.PUT, channel, written_files(str(self.folder), is_fresh=self.draw.random() < 0.5))
         while stream:
             cut = self.draw.randrange(1, 4000)
             frames += frame(Ask.PUT_DATA, channel, stream[:cut])
@@ -330,19 +331,24 @@ def test_every_request_is_answered_once_and_no_sanitizer_complains(child: Child,
     assert fuzzer.puts > 3
 
 
-def test_files_come_out_as_they_went_in(child: Child, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_fresh", [False, True], ids=["whole", "fresh"])
+def test_files_come_out_as_they_went_in(child: Child, tmp_path: Path, is_fresh: bool) -> None:
     draw = random.Random(7)
     times = [1, 10**18 + 7, -1, -(10**9) - 3]
     files = [
         Entry(
-            "f", b"d%d/f%d" % (i % 7, i), draw.choice([0o600, 0o755, 0o444]), draw.choice(times), draw.randbytes(i * 37)
+            "f",
+            b"d%d/f%d" % (i % 7, i),
+            draw.choice([0o600, 0o777, 0o444, 0o4755, 0o2640]),
+            draw.choice(times),
+            draw.randbytes(i * 37),
         )
         for i in range(300)
     ]
     links = [Entry("l", b"d1/link", 0o777, 5, b"../nowhere")]
     stream = b"".join(one.packed() for one in [*files, *links])
     channel = 1
-    child.send(frame(Ask.PUT, channel, str(tmp_path).encode() + b"\0"))
+    child.send(frame(Ask.PUT, channel, written_files(str(tmp_path), is_fresh=is_fresh)))
     while stream:
         cut = draw.randrange(1, 20_000)
         child.send(frame(Ask.PUT_DATA, channel, stream[:cut]))
@@ -391,10 +397,10 @@ _EXEC = struct.Struct("<IQQQIII")
         frame(Ask.GET, 1, b"\0" * 16),
         frame(Ask.GET, 1, b"\0" * 16 + b"/no-end"),
         frame(Ask.PUT, 1),
-        frame(Ask.PUT, 1, b"/no-end"),
+        frame(Ask.PUT, 1, b"\0" * 4 + b"/no-end"),
         frame(Ask.PUT, 1, b"x" * 9000 + b"\0"),
         frame(Ask.PUT_DATA, 1, b"x"),
-        frame(Ask.PUT, 1, b"/\0") + frame(Ask.PUT_DATA, 1, b"f" + b"\xff" * 24),
+        frame(Ask.PUT, 1, written_files("/")) + frame(Ask.PUT_DATA, 1, b"f" + b"\xff" * 24),
         struct.pack("<III", 0, 1, 99),
         struct.pack("<III", 0xFFFFFFFF, 1, 1),
     ],

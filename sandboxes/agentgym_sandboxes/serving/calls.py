@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,15 +14,15 @@ from agentgym_sandboxes.remote_wire import pack_result, unpack
 from agentgym_sandboxes.serving.tenant import Tenant
 
 
-class _Call(BaseModel):
+class _Call(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     is_closing: ClassVar[bool] = False
     """Whether it ends something, and so must not wait behind what it ends."""
 
+    @abstractmethod
     def run(self, tenant: Tenant) -> Any:
         """Do it and return plain types."""
-        raise NotImplementedError
 
     def undo(self, tenant: Tenant, answer: Any) -> None:
         """End what it began, for nobody will ever use it."""

@@ -28,14 +28,15 @@ static void forget_folder(void) {
     kept = -1;
 }
 
-/* Returns a descriptor of the folder that holds the last step of an absolute path, or -1 with errno set. */
+/* Returns a descriptor of the folder that holds the last step of an absolute path, or -1 with errno set. With `make` it
+ * is the kept one, else the caller's to close. */
 static int enter(const char *path, int make, const char **last) {
     const char *slash = strrchr(path, '/');
     size_t width = slash ? (size_t)(slash - path) : 0;
     *last = slash ? slash + 1 : path;
     if (width >= sizeof kept_path) return errno = ENAMETOOLONG, -1;
     if (kept >= 0 && make && strlen(kept_path) == width && memcmp(kept_path, path, width) == 0)
-        return fcntl(kept, F_DUPFD_CLOEXEC, 0);
+        return kept;
     int here = open("/", FOLDER);
     char step[NAME_MAX + 1];
     for (const char *from = path; here >= 0 && from < path + width;) {
@@ -57,7 +58,7 @@ static int enter(const char *path, int make, const char **last) {
     }
     if (here >= 0 && make) {
         forget_folder();
-        kept = fcntl(here, F_DUPFD_CLOEXEC, 0);
+        kept = here;
         memcpy(kept_path, path, width), kept_path[width] = 0;
     }
     return here;
@@ -83,12 +84,14 @@ static struct { /* small files share a frame: each costs the other side more tha
 } batch;
 
 static void send_batch(const Walk *walk) {
-    if (batch.length) send_frame(ENTRIES, walk->channel, batch.data, batch.length);
+    if (batch.length >= CHUNK)
+        send_large_frame(ENTRIES, walk->channel, batch.data, batch.length);
+    else if (batch.length)
+        send_frame(ENTRIES, walk->channel, batch.data, batch.length);
     batch.length = 0;
-    if (queued() > QUEUE_LIMIT) flush_all();
 }
 
-static void send_part(const Walk *walk, const char *data, size_t length) { /* of at most CHUNK bytes */
+static void send_part(const Walk *walk, const char *data, size_t length) { /* much less than a batch */
     if (batch.length + length > sizeof batch.data) send_batch(walk);
     memcpy(batch.data + batch.length, data, length);
     batch.length += length;
@@ -117,17 +120,17 @@ static int count(Walk *walk, uint64_t size) {
 }
 
 static int send_file(Walk *walk, int fd, const struct stat *info) {
-    static char chunk[CHUNK];
     uint64_t left = (uint64_t)info->st_size;
     if (count(walk, left) < 0) return -1;
     send_head(walk, 'f', info, walk->path, left);
     while (left > 0) {
-        size_t most = left < sizeof chunk ? (size_t)left : sizeof chunk;
-        ssize_t length = read(fd, chunk, most);
+        if (batch.length == sizeof batch.data) send_batch(walk);
+        size_t room = sizeof batch.data - batch.length, most = left < room ? (size_t)left : room;
+        ssize_t length = read(fd, batch.data + batch.length, most);
         if (length < 0 && errno == EINTR) continue;
         if (length < 0) return fail(walk, errno);
-        if (length == 0) memset(chunk, 0, most), length = (ssize_t)most; /* it shrank meanwhile */
-        send_part(walk, chunk, (size_t)length);
+        if (length == 0) memset(batch.data + batch.length, 0, most), length = (ssize_t)most; /* it shrank meanwhile */
+        batch.length += (size_t)length;
         left -= (uint64_t)length;
     }
     return 0;
@@ -135,8 +138,17 @@ static int send_file(Walk *walk, int fd, const struct stat *info) {
 
 static int send_folder(Walk *walk, int fd, int depth);
 
-static int send_entry(Walk *walk, int folder, const char *name, int depth) {
+#define READABLE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+
+static int send_entry(Walk *walk, int folder, const struct dirent *entry, int depth) {
+    const char *name = entry->d_name;
     struct stat info;
+    int open_file = entry->d_type == DT_REG ? openat(folder, name, READABLE) : -1;
+    if (open_file >= 0) { /* as nearly all are */
+        int result = fstat(open_file, &info) == 0 && S_ISREG(info.st_mode) ? send_file(walk, open_file, &info) : 0;
+        close(open_file);
+        return result;
+    }
     if (fstatat(folder, name, &info, AT_SYMLINK_NOFOLLOW) < 0) return errno == ENOENT ? 0 : fail(walk, errno);
     if (S_ISLNK(info.st_mode) && walk->flags & WITH_METADATA) {
         char target[PATH_MAX];
@@ -161,7 +173,7 @@ static int send_entry(Walk *walk, int folder, const char *name, int depth) {
     if (!S_ISREG(info.st_mode)) return 0;
     int locked = !(info.st_mode & 0400) && walk->flags & WITH_METADATA;
     if (locked) fchmodat(folder, name, (info.st_mode & 07777) | 0400, 0);
-    int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int fd = openat(folder, name, READABLE);
     int reason = errno;
     if (locked) fchmodat(folder, name, info.st_mode & 07777, 0);
     if (fd < 0) return reason == ENOENT || reason == ELOOP ? 0 : fail(walk, reason);
@@ -190,7 +202,7 @@ static int send_folder(Walk *walk, int fd, int depth) { /* takes the descriptor 
         if (length < 0 || (size_t)length >= sizeof walk->path - width)
             result = fail(walk, TOO_DEEP);
         else
-            result = send_entry(walk, dirfd(folder), entry->d_name, depth);
+            result = send_entry(walk, dirfd(folder), entry, depth);
         if (result == 0) walk->path[width] = 0;
     }
     closedir(folder);
@@ -208,7 +220,7 @@ void get_files(uint32_t channel, const char *data, size_t length) {
         send_done(channel, plain(errno), strerror(errno));
         return;
     }
-    int fd = openat(folder, *last ? last : ".", O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    int fd = openat(folder, *last ? last : ".", READABLE | O_NOCTTY);
     int reason = errno;
     close(folder);
     if (fd < 0 || fstat(fd, &info) < 0)
@@ -231,6 +243,8 @@ static struct {
     uint32_t channel;
     Buffer head;
     char path[PATH_MAX], root[PATH_MAX], temporary[64], last[NAME_MAX + 1];
+    const char *made; /* the name that the file has until it is whole */
+    uint32_t flags;
     int folder, fd, mode, code;
     int64_t time_ns;
     uint64_t left;
@@ -242,16 +256,29 @@ static void give_up(int code) {
     if (!put.code) put.code = code;
 }
 
-static void set_times(int folder, const char *name, int64_t time_ns) {
+static void set_times(int folder, const char *name, int64_t time_ns) { /* no name: of the descriptor itself */
     int64_t seconds = time_ns / BILLION, ns = time_ns % BILLION;
     if (ns < 0) seconds--, ns += BILLION; /* before 1970 */
     struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {seconds, ns}};
-    if (time_ns && utimensat(folder, name, times, AT_SYMLINK_NOFOLLOW) < 0 && errno != EPERM) give_up(errno);
+    if (time_ns == 0) return;
+    int failed = name ? utimensat(folder, name, times, AT_SYMLINK_NOFOLLOW) : futimens(folder, times);
+    if (failed && errno != EPERM) give_up(errno);
+}
+
+static int create(const char *name, mode_t mode) {
+    put.made = name;
+    put.fd = openat(put.folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+    return put.fd;
 }
 
 static void begin_file(void) {
     struct stat old;
     static unsigned serial;
+    /* Where nothing has run yet, nobody can see half a file. */
+    if (put.flags & FRESH && put.mode != AS_BEFORE && (create(put.last, (mode_t)put.mode & 0777) >= 0 || errno != EEXIST)) {
+        if (put.fd < 0) give_up(errno);
+        return;
+    }
     int there = fstatat(put.folder, put.last, &old, AT_SYMLINK_NOFOLLOW) == 0;
     if (there && S_ISDIR(old.st_mode)) {
         give_up(NOT_PLAIN);
@@ -260,18 +287,18 @@ static void begin_file(void) {
     if (put.mode == AS_BEFORE) put.mode = 0644 | (there && S_ISREG(old.st_mode) ? (int)(old.st_mode & 0111) : 0);
     do {
         snprintf(put.temporary, sizeof put.temporary, ".agentgym-%u", serial++);
-        put.fd = openat(put.folder, put.temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    } while (put.fd < 0 && errno == EEXIST);
+    } while (create(put.temporary, 0600) < 0 && errno == EEXIST);
     if (put.fd < 0) give_up(errno);
 }
 
 static void end_file(void) {
     if (put.fd < 0) return;
-    if (!put.code && fchmod(put.fd, (mode_t)put.mode) < 0) give_up(errno);
+    int is_named = put.made == put.last, is_special = (put.mode & 07000) != 0;
+    if (!put.code && (!is_named || is_special) && fchmod(put.fd, (mode_t)put.mode) < 0) give_up(errno);
+    if (!put.code) set_times(put.fd, NULL, put.time_ns);
     close(put.fd), put.fd = -1;
-    if (!put.code) set_times(put.folder, put.temporary, put.time_ns);
-    if (!put.code && renameat(put.folder, put.temporary, put.folder, put.last) < 0) give_up(plain(errno));
-    if (put.code) unlinkat(put.folder, put.temporary, 0);
+    if (!put.code && !is_named && renameat(put.folder, put.made, put.folder, put.last) < 0) give_up(plain(errno));
+    if (put.code) unlinkat(put.folder, put.made, 0);
 }
 
 static void make_link(const char *target) {
@@ -317,13 +344,12 @@ static void settle_folders(void) { /* the deepest first: what is locked can no m
 
 static void end_entry(void) {
     if (put.type == 'f') end_file();
-    if (put.folder >= 0) close(put.folder);
-    put.folder = -1;
 }
 
 void put_begin(uint32_t channel, const char *data, size_t length) {
-    if (length == 0 || length > sizeof put.root || data[length - 1] != 0) die("a malformed request to write");
-    memcpy(put.root, data, length);
+    if (length < 5 || length - 4 > sizeof put.root || data[length - 1] != 0) die("a malformed request to write");
+    put.flags = get32(data);
+    memcpy(put.root, data + 4, length - 4);
     put.channel = channel, put.code = 0, put.left = 0, put.type = 0;
     drop(&put.head, put.head.length);
     forget_folder();
@@ -368,12 +394,21 @@ static size_t take(const char *data, size_t length) {
     return whole;
 }
 
+static size_t take_all(const char *data, size_t length) {
+    size_t done = 0;
+    for (size_t now; done < length && (now = take(data + done, length - done)) > 0;) done += now;
+    return done;
+}
+
 void put_data(uint32_t channel, const char *data, size_t length) {
     if (channel != put.channel) die("two writers at once");
-    add(&put.head, data, length);
-    size_t done = 0;
-    for (size_t now; done < put.head.length && (now = take(put.head.data + done, put.head.length - done)) > 0;) done += now;
-    drop(&put.head, done);
+    if (put.head.length > 0) { /* the beginning of an entry whose rest is in what came now */
+        add(&put.head, data, length);
+        drop(&put.head, take_all(put.head.data, put.head.length));
+    } else {
+        size_t done = take_all(data, length);
+        add(&put.head, data + done, length - done);
+    }
 }
 
 void put_end(uint32_t channel) {

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MOST_POLLS = 4096 };
@@ -44,11 +45,11 @@ static void handle(uint32_t type, uint32_t channel, const char *data, size_t len
 }
 
 static void take_requests(void) {
-    char chunk[CHUNK];
-    ssize_t length = read(0, chunk, sizeof chunk);
+    reserve(&incoming, CHUNK);
+    ssize_t length = read(0, incoming.data + incoming.length, CHUNK);
     if (length < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (length <= 0) _exit(0);
-    add(&incoming, chunk, (size_t)length);
+    incoming.length += (size_t)length;
     size_t done = 0;
     while (incoming.length - done >= HEADER) {
         const char *frame = incoming.data + done;
@@ -84,6 +85,7 @@ int main(int count, char **arguments) {
     }
     uint64_t ends = now_us() + (uint64_t)(strtod(arguments[1], NULL) * 1e6);
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* nobody may trace us or open our descriptors */
+    umask(0);                           /* files get the mode that they are to have */
     if (getpid() != 1) prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     sigset_t ours;
     sigemptyset(&ours);

@@ -17,16 +17,19 @@ void die(const char *what) {
     _exit(70);
 }
 
+void reserve(Buffer *buffer, size_t length) {
+    if (buffer->length + length <= buffer->room) return;
+    size_t room = buffer->room ? buffer->room : 4096;
+    while (room < buffer->length + length) room *= 2;
+    char *grown = realloc(buffer->data, room);
+    if (!grown) die("no memory");
+    buffer->data = grown;
+    buffer->room = room;
+}
+
 void add(Buffer *buffer, const void *data, size_t length) {
     if (length == 0) return;
-    if (buffer->length + length > buffer->room) {
-        size_t room = buffer->room ? buffer->room : 4096;
-        while (room < buffer->length + length) room *= 2;
-        char *grown = realloc(buffer->data, room);
-        if (!grown) die("no memory");
-        buffer->data = grown;
-        buffer->room = room;
-    }
+    reserve(buffer, length);
     memcpy(buffer->data + buffer->length, data, length);
     buffer->length += length;
 }
@@ -34,7 +37,7 @@ void add(Buffer *buffer, const void *data, size_t length) {
 void drop(Buffer *buffer, size_t length) {
     if (length < buffer->length) memmove(buffer->data, buffer->data + length, buffer->length - length);
     buffer->length -= length;
-    if (buffer->length == 0 && buffer->room > CHUNK) {
+    if (buffer->length == 0 && buffer->room > 2 * CHUNK) {
         free(buffer->data);
         *buffer = (Buffer){0};
     }
@@ -45,12 +48,16 @@ uint64_t get64(const char *data) { uint64_t value; memcpy(&value, data, 8); retu
 void put32(char *data, uint32_t value) { memcpy(data, &value, 4); }
 void put64(char *data, uint64_t value) { memcpy(data, &value, 8); }
 
-void send_frame(uint32_t type, uint32_t channel, const void *data, size_t length) {
+static void add_header(uint32_t type, uint32_t channel, size_t length) {
     char header[HEADER];
     put32(header, (uint32_t)length);
     put32(header + 4, channel);
     put32(header + 8, type);
     add(&queue, header, HEADER);
+}
+
+void send_frame(uint32_t type, uint32_t channel, const void *data, size_t length) {
+    add_header(type, channel, length);
     add(&queue, data, length);
 }
 
@@ -77,13 +84,30 @@ int flush_some(void) {
     return 0;
 }
 
+static void wait_for_room(void) {
+    struct pollfd poll_out = {.fd = 1, .events = POLLOUT};
+    poll(&poll_out, 1, 1000);
+    if (poll_out.revents & (POLLERR | POLLHUP)) _exit(0);
+}
+
 void flush_all(void) {
     while (queue.length > 0) {
         if (flush_some() < 0) _exit(0);
-        if (queue.length == 0) return;
-        struct pollfd poll_out = {.fd = 1, .events = POLLOUT};
-        poll(&poll_out, 1, 1000);
-        if (poll_out.revents & (POLLERR | POLLHUP)) _exit(0);
+        if (queue.length > 0) wait_for_room();
+    }
+}
+
+void send_large_frame(uint32_t type, uint32_t channel, const void *data, size_t length) {
+    add_header(type, channel, length);
+    flush_all();
+    for (size_t done = 0; done < length;) {
+        ssize_t sent = write(1, (const char *)data + done, length - done);
+        if (sent >= 0)
+            done += (size_t)sent;
+        else if (errno == EAGAIN)
+            wait_for_room();
+        else if (errno != EINTR)
+            _exit(0);
     }
 }
 

@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { PROTOCOL = 1, HEADER = 12, MAX_FRAME = 4 << 20, CHUNK = 1 << 16, QUEUE_LIMIT = 1 << 18, WINDOW = 1 << 18 };
+enum { PROTOCOL = 2, HEADER = 12, MAX_FRAME = 4 << 20, CHUNK = 1 << 16, QUEUE_LIMIT = 1 << 18, WINDOW = 1 << 18 };
 
 enum { /* what the owner asks */
     PING = 1, EXEC = 2, INPUT = 3, INPUT_END = 4, KILL = 5, RESIZE = 6, GET = 7, PUT = 8, PUT_DATA = 9, PUT_END = 10,
@@ -24,6 +24,7 @@ enum { /* what the owner hears */
 };
 enum { WITH_INPUT = 1, WITH_PTY = 2, STREAMED = 4, WITH_CONTROL = 8 }; /* flags of EXEC */
 enum { WITH_METADATA = 1, FILE_ONLY = 2 };                             /* flags of GET */
+enum { FRESH = 1 };                                                    /* flags of PUT */
 enum { ENDED = 0, SIGNALLED = 1, TIMED_OUT = 2, NOT_STARTED = 3 };     /* kinds of EXIT */
 enum { NOT_PLAIN = 1001, TOO_MANY = 1002, TOO_BIG = 1003, TOO_DEEP = 1004 }; /* beside errno, in DONE */
 
@@ -32,11 +33,13 @@ typedef struct {
     size_t length, room;
 } Buffer;
 
+void reserve(Buffer *buffer, size_t length); /* room for so much more */
 void add(Buffer *buffer, const void *data, size_t length);
 void drop(Buffer *buffer, size_t length);
 
 /* pipes.c */
 void send_frame(uint32_t type, uint32_t channel, const void *data, size_t length);
+void send_large_frame(uint32_t type, uint32_t channel, const void *data, size_t length); /* waits until it is gone */
 void send_done(uint32_t channel, int code, const char *text);
 void flush_all(void); /* waits until the owner has taken what is queued, down to a little */
 int flush_some(void); /* -1 if the owner is gone */
