@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -19,7 +19,13 @@ from agentgym.task import Hidden, Public, Task
 from agentgym.types import Submission, Trust, Verdict
 
 NO_SANDBOX: Any = None
-GRADERS = {"weighted": WeightedGrader, "all": AllGrader, "any": AnyGrader, "first": FirstGrader}
+Grader = WeightedGrader | AllGrader | AnyGrader | FirstGrader
+GRADERS: Mapping[str, Callable[[], Grader]] = {
+    "weighted": WeightedGrader,
+    "all": AllGrader,
+    "any": AnyGrader,
+    "first": FirstGrader,
+}
 
 
 class Scripted:
