@@ -21,6 +21,8 @@ from agentgym.types import Group, Record, Trajectory, Trust, count_by_end
 
 REPORT = "report.json"
 _WEAKEST_LAST = list(Trust)
+_FEW = 12
+"""Difficulties that can be told apart in curves."""
 
 
 class PassAtK(Record):
@@ -83,6 +85,9 @@ class Report(Record):
         for one in self.pass_at:
             for name, value in (("", one.value), ("_low", one.low), ("_high", one.high)):
                 found[f"pass@{one.k}{name}"] = math.nan if value is None else value
+        if len(self.by_difficulty) <= _FEW:
+            for difficulty, band in self.by_difficulty.items():
+                found[f"difficulty_{difficulty}"] = math.nan if band.value is None else band.value
         return {prefix + name: value for name, value in found.items()}
 
 

@@ -20,7 +20,7 @@ from agentgym_trainers.models import export
 
 _PREFIX = "step-"
 _ASIDE, _REMOVED = ".writing-", ".removed-"
-_FREE = ("name", "evaluation", "trackers", "trainer.checkpoint")
+_FREE = ("name", "evaluation", "trackers", "trainer.checkpoint", "trainer.watch")
 """Recipe fields that may differ between a run and its continuation: they change no weight."""
 
 

@@ -36,6 +36,10 @@ class _Lesson:
     loss: Loss | None
 
 
+_FAR = 20.0
+"""Log-ratios beyond which a KL estimate only says: very far."""
+
+
 class Learner:
     """Trains one model through phases; each phase has its own optimizer and learning-rate schedule."""
 
@@ -217,10 +221,12 @@ class Learner:
             logp_BL, part.logp_old_BL, reference_BL, advantage_BL, part.sampled_BL, weight_BL,
             off_policy_B=off_policy_R, **policy.loss_options,
         )  # fmt: skip
-        drift_BL = (logp_BL.detach() - part.logp_old_BL).abs() * part.sampled_BL
-        drift_R = drift_BL.sum(1) * (off_policy_R == 0)  # a hinted row's context differs
+        moved_BL = (logp_BL.detach() - part.logp_old_BL) * part.sampled_BL
+        own_R1 = (off_policy_R == 0)[:, None]  # a hinted row's context differs
+        kl_BL = moved_BL.clamp(max=_FAR).exp() - 1 - moved_BL
         metrics |= {"loss": float(value.detach()), "entropy": float(scores.entropy_BL.sum()) / tokens}
-        return value, metrics | {"drift": float(drift_R.sum()) / tokens}
+        metrics["drift"] = float((moved_BL.abs() * own_R1).sum()) / tokens
+        return value, metrics | {"kl": float((kl_BL * own_R1).sum()) / tokens}
 
     def _reference_logprobs(self, part: TokenBatch, temperature: float) -> Tensor | None:
         if self.reference is None:

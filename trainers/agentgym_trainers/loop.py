@@ -24,10 +24,15 @@ from agentgym_trainers.build import Parts, build
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from agentgym_trainers.collect import Collector, LockStep
 from agentgym_trainers.native import Progress
-from agentgym_trainers.reporting import Metrics, rollout_metrics
+from agentgym_trainers.optimizer import CollapseError
+from agentgym_trainers.reporting import Metrics, Stopwatch, difficulties_of, resources, rollout_metrics
 from agentgym_trainers.settings import TrainerSettings
 from agentgym_trainers.trackers import Trackers
 from agentgym_trainers.update import Update
+from agentgym_trainers.watch import Watch
+
+STOPPED = "stopped.json"
+"""Why a run ended before its last step, if it did so by itself."""
 
 
 def train(prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Progress | None = None) -> None:
@@ -35,7 +40,7 @@ def train(prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Prog
 
     Raises:
         CheckpointError: the run has checkpoints of another recipe, or has some and is not to be resumed.
-        CollapseError: the loss is no longer a number.
+        CollapseError: the loss is no longer a number, or a rule of `trainer.watch.stop` was broken.
     """
     Trainer(prepared, run, progress).train(resume=resume)
 
@@ -59,6 +64,9 @@ class Trainer:
         self._tasks = {task.id: task for task in prepared.train}
         self._sampler = ShuffledSampler(list(self._tasks), derive_seed(self.recipe.seed, "sampler"))
         self._update = Update(self.settings, prepared.scheme)
+        self._watch = Watch(self.settings.watch)
+        self._difficulties = difficulties_of(prepared.train)
+        self._told_later: Metrics = {}
         parts = {"scheme": prepared.scheme, "guidance": prepared.guidance}
         self._learnables = {name: part for name, part in parts.items() if isinstance(part, Learnable)}
 
@@ -71,6 +79,7 @@ class Trainer:
             raise CheckpointError(f"{self.run.path} has checkpoints already; resume it, or train into a new folder")
         first_step = checkpoint.step + 1 if checkpoint else 0
         self.run.rewind(first_step)
+        (self.run.path / STOPPED).unlink(missing_ok=True)
         self.tracker = Trackers.open(self.run, self.recipe.trackers, first_step)
         with closing(self.tracker), asyncio.Runner() as runner:
             runner.run(self._train(checkpoint))
@@ -89,6 +98,8 @@ class Trainer:
             if checkpoint is None or self.step < self.settings.sft.steps:
                 await self._warm_start()
             await self._improve()
+        except CollapseError as error:
+            raise self._stopped(error) from error
         finally:
             gc.unfreeze()
             await self.collector.close()
@@ -119,31 +130,36 @@ class Trainer:
             due, score = done == policy.steps or done % self.settings.checkpoint.every == 0, None
             if done == policy.steps or (every and done % every == 0):
                 score = await self._evaluate(done)
-            if due or self._is_best(score):
+            if done == policy.steps or ((due or self._is_best(score)) and not self._watch.suspicious):
                 self._save(score)
 
     async def _policy_step(self) -> Metrics:
-        began = time.monotonic()
+        clock = Stopwatch()
         groups, metrics = await self.collector.next(self.step)
         rewards = [self.prepared.scheme(group) for group in groups]
-        sampled = time.monotonic()
+        clock.lap("rollout")
         seed = derive_seed(self.recipe.seed, "minibatches", self.step)
         done = self.step - self.settings.sft.steps
         learn = partial(self._update, self.parts.learner, groups, rewards, seed=seed, done=done)
-        learned = await asyncio.to_thread(learn) if self.collector.overlaps else learn()
-        metrics |= rollout_metrics(groups, rewards) | learned
+        metrics |= await asyncio.to_thread(learn) if self.collector.overlaps else learn()
+        clock.lap("learn")
         await self.collector.updated()
-        metrics |= {"seconds/rollout": sampled - began, "seconds/learn": time.monotonic() - sampled}
+        clock.lap("sync")
+        metrics |= rollout_metrics(groups, rewards, self._difficulties)
         for learnable in self._learnables.values():
             metrics |= learnable.update(groups)
         self._sampler.update({group.task_id: pass_rate(group.trajectories) for group in groups})
         self.step += 1
         self.run.write_trajectories(self.step, groups, rewards)
-        return metrics
+        metrics |= clock.metrics(metrics) | resources(self.settings.compute.device) | self._told_later
+        self._told_later = {}
+        return metrics | self._watch.trends(metrics)
 
     async def _evaluate(self, done: int) -> float | None:
         """Attempt the held-out tasks, keep the trajectories, and return the score that checkpoints are compared by."""
+        began = time.monotonic()
         groups, metrics = await self.parts.evaluate()
+        metrics["seconds/evaluate"] = time.monotonic() - began
         self.run.write_trajectories(self.step, groups, name="evaluation")
         self._log("eval", done, self.settings.policy.steps, metrics)
         best = self.settings.checkpoint.best
@@ -161,10 +177,23 @@ class Trainer:
     def _log(self, phase: str, done: int, steps: int, metrics: Metrics) -> None:
         self.tracker.log(self.step, metrics)
         self._progress(phase, done, steps, dict(metrics))
+        reason = self._watch.reason_to_stop(metrics)
+        if reason is not None:
+            raise CollapseError(reason)
+
+    def _stopped(self, error: CollapseError) -> CollapseError:
+        """Leave the reason in the run's folder, and say which checkpoint is from before."""
+        good = self.checkpoints.latest()
+        kept = "there is no checkpoint" if good is None else f"the last checkpoint from before is {good.path}"
+        reason = f"stopped after step {self.step}: {error}; {kept}"
+        self.run.write_json(STOPPED, {"step": self.step, "reason": reason})
+        return CollapseError(reason)
 
     def _save(self, score: float | None = None) -> None:
+        began = time.monotonic()
         state = {
             "step": self.step,
+            "watch": self._watch.state_dict(),
             "learner": self.parts.learner.state(),
             "sampler": self._sampler.state_dict(),
             "collector": self.collector.state_dict(),
@@ -173,12 +202,14 @@ class Trainer:
         }
         model, tokenizer = self.parts.model, self.parts.chat.tokenizer
         self.checkpoints.write(self.step, model, tokenizer, state, self._plain_recipe, score=score)
+        self._told_later = {"seconds/save": time.monotonic() - began}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         if self.step >= self.settings.sft.steps:
             self._update.begin(self.parts.learner)
         self.parts.learner.load_state(state["learner"])
+        self._watch.load_state_dict(state["watch"])
         self._sampler.load_state_dict(state["sampler"])
         self.collector.load_state_dict(state["collector"])
         for name, one in self._learnables.items():

@@ -11,6 +11,7 @@ from agentgym import registry
 from agentgym.errors import UnknownNameError
 from agentgym.toolcalls import FORMATS
 from agentgym.types import Record
+from agentgym_trainers.metrics import METRICS, is_metric
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -207,6 +208,34 @@ class CheckpointSettings(Record):
     """An evaluation's metric, such as eval/pass@1: the checkpoint of its highest value is written and stays as well."""
 
 
+class StopRule(Record):
+    """Ends a run when a metric stays beyond a bound."""
+
+    metric: str
+    """A metric of a step or of an evaluation, such as train/entropy; docs/trainer.md lists them."""
+    below: float | None = None
+    above: float | None = None
+    steps: Positive = 1
+    """How many times in a row. From the first on, no checkpoint is written, so that the last good one stays."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> StopRule:
+        if (self.below is None) == (self.above is None):
+            found = "none" if self.below is None else "both"
+            raise ValueError(f"wanted one of below and above for {self.metric!r}, found {found}")
+        if not is_metric(self.metric):
+            raise UnknownNameError("metric", self.metric, METRICS)
+        return self
+
+
+class WatchSettings(Record):
+    """What a run watches itself for. A loss or a gradient that is no number always ends it."""
+
+    window: Annotated[int, Field(ge=4)] = 20
+    """Steps over which the trends of outcome and step reward are compared."""
+    stop: tuple[StopRule, ...] = ()
+
+
 class TrainerSettings(Record):
     """All of the native trainer's sections."""
 
@@ -219,6 +248,7 @@ class TrainerSettings(Record):
     compute: ComputeSettings = ComputeSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    watch: WatchSettings = WatchSettings()
 
     @model_validator(mode="after")
     def _enough_in_flight(self) -> TrainerSettings:

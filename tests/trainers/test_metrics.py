@@ -1,0 +1,146 @@
+"""What a run says of itself is what the documentation lists, and bounds and alarms end it in time."""
+
+from __future__ import annotations
+
+import json
+import math
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentgym.errors import AgentgymError
+from agentgym.recipe import Recipe
+from agentgym.run import RunDirectory
+from agentgym_trainers.checkpoint import Checkpoints
+from agentgym_trainers.metrics import METRICS, is_metric, table
+from agentgym_trainers.models import load_model
+from agentgym_trainers.native import NativeTrainer
+from agentgym_trainers.optimizer import CollapseError
+from agentgym_trainers.settings import WatchSettings
+from agentgym_trainers.watch import Watch
+
+DOCS = Path(__file__).parents[2] / "docs" / "trainer.md"
+MODEL = {"vocab_size": 300, "hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64}
+NOISE = {"by": "grader", "rates": {"grade": {"rho0": 0.3, "rho1": 0.2}}, "passed": "passed", "failed": "failed"}
+LEARNT = {"by": "grader", "rates": {"grade": {"rho0": 0.0, "rho1": 0.0}}, "learn_after": 1}
+STEP_REWARDS = {"ladder": {"no_submission": 0, "failed": 0.5, "passed": 1}, "step_weights": {"malformed": 0.3}}
+
+
+def recipe(lab: Any, *, policy: dict[str, Any] | None = None, **sections: Any) -> Recipe:
+    trainer = {
+        "model": {**MODEL, "context_length": 128},
+        "policy": {"steps": 4, "tasks_per_step": 4, "attempts": 4, **(policy or {})},
+        **sections.pop("trainer", {}),
+    }
+    found: Recipe = lab.recipe(trainer=trainer, **{"tasks": {"train": 60, "test": 3}, **sections})
+    return found
+
+
+def train(chosen: Recipe, folder: Path) -> RunDirectory:
+    run = RunDirectory.create(folder, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    return run
+
+
+def test_the_documentation_lists_the_catalogue() -> None:
+    _, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- metrics: begin -->\n")
+    assert rest.partition("<!-- metrics: end -->")[0] == table()
+
+
+def test_every_metric_that_is_logged_is_documented_and_every_documented_one_is_logged(lab: Any, tmp_path: Path) -> None:
+    noisy = recipe(
+        lab,
+        policy={"advantage": "rloo", "loss_options": {"kl_weight": 0.01}},
+        trainer={
+            "sft": {"steps": 40, "batch_size": 16, "demonstrations": 60, "optim": {"lr": 3e-3}},
+            "watch": {"window": 4},
+            "checkpoint": {"every": 1},
+        },
+        reward={"name": "backward", "options": LEARNT},
+        noise=NOISE,
+        appeals={"grader": None, "accepted": 1.0, "rejected": 1.0},
+    )
+    valued = recipe(
+        lab,
+        policy={"advantage": "gae", "attempts": 2},
+        trainer={"critic": {}, "schedule": {"max_staleness": 1}},
+        reward={"name": "ungated", "options": STEP_REWARDS},
+    )
+    logged = set()
+    for name, chosen in (("noisy", noisy), ("valued", valued)):
+        lines = train(chosen, tmp_path / name).metrics()
+        logged |= {key for line in lines for key in line} - {"step", "time"}
+    assert sorted(name for name in logged if not is_metric(name)) == []
+    expected = {one for one in METRICS if one != "memory/device_mb" or torch.cuda.is_available()}
+    assert sorted(one for one in expected if not any(fnmatchcase(name, one) for name in logged)) == []
+
+
+def test_rising_step_rewards_over_falling_outcomes_raise_an_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    def follow(outcomes: list[float], steps: list[float]) -> list[float]:
+        watch = Watch(WatchSettings(window=6))
+        found = [
+            watch.trends({"rollout/outcome": outcome, "rollout/step_reward": step})
+            for outcome, step in zip(outcomes, steps, strict=True)
+        ]
+        assert found[:5] == [{}] * 5
+        return [one["watch/divergence"] for one in found[5:]]
+
+    up, down = [0.1, 0.12, 0.1, 0.5, 0.52, 0.6], [0.7, 0.72, 0.69, 0.3, 0.2, 0.1]
+    assert follow(down, up) == [1.0]
+    assert "the reward is being gamed" in caplog.text
+    assert follow(up, up) == follow(down, down) == follow(up, down) == [0.0]
+    assert follow([0.5] * 8, up + [0.6] * 2) == [0.0] * 3
+
+
+def test_a_broken_rule_ends_the_run_with_its_reason_and_keeps_the_last_good_checkpoint(
+    lab: Any, tmp_path: Path
+) -> None:
+    chosen = recipe(
+        lab,
+        policy={"steps": 9},
+        trainer={
+            "checkpoint": {"every": 1, "keep": 1},
+            "watch": {"stop": [{"metric": "rollout/turns", "above": 0.0, "steps": 3}]},
+        },
+    )
+    with pytest.raises(CollapseError, match=r"stopped after step 3: rollout/turns was above 0 3 times in a row"):
+        train(chosen, tmp_path)
+    run = RunDirectory.open(tmp_path / "run")
+    assert [one.step for one in Checkpoints(run.checkpoints, keep=1).all()] == [0]  # from before the trouble
+    assert json.loads((run.path / "stopped.json").read_text())["step"] == 3
+    assert len(lab.column(run, "rollout/turns")) == 3
+    lenient = chosen.model_copy(update={"trainer": {**chosen.trainer, "watch": {}}})
+    NativeTrainer().train(lenient.prepare(), run, resume=True)
+    assert not (run.path / "stopped.json").exists()
+    assert len(lab.column(run, "rollout/turns")) == 9
+
+
+def test_a_run_whose_weights_explode_stops_and_its_checkpoint_is_sound(lab: Any, tmp_path: Path) -> None:
+    chosen = recipe(
+        lab,
+        policy={"advantage": "reinforce", "optim": {"lr": 1e25}},
+        trainer={"checkpoint": {"every": 100}},
+        reward={"name": "ungated", "options": STEP_REWARDS},
+    )
+    with pytest.raises(CollapseError, match=r"the last checkpoint from before is .*step-000000"):
+        train(chosen, tmp_path)
+    good = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest()
+    assert good is not None
+    model, _ = load_model(good.model_path, "cpu")
+    assert all(math.isfinite(float(one.detach().sum())) for one in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({"metric": "train/entrpy", "below": 1}, "did you mean 'train/entropy'"),
+        ({"metric": "train/entropy"}, "wanted one of below and above for 'train/entropy', found none"),
+        ({"metric": "train/entropy", "below": 1, "above": 2}, "found both"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(lab: Any, rule: dict[str, Any], reason: str) -> None:
+    with pytest.raises(AgentgymError, match=reason):
+        recipe(lab, trainer={"watch": {"stop": [rule]}})

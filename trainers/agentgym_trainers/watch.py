@@ -1,0 +1,97 @@
+"""A run watches its own metrics: step rewards that part ways with outcomes, and bounds that a recipe sets."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import fmean, variance
+from typing import Any
+
+from agentgym_trainers.settings import StopRule, WatchSettings
+
+logger = logging.getLogger(__name__)
+
+ALARM = 2.0
+"""Standard errors by which step rewards must rise and outcomes fall for an alarm."""
+_BOUND = 99.0
+_SERIES = ("rollout/outcome", "rollout/step_reward")
+
+
+def trend(values: Sequence[float]) -> float:
+    """Return how far the second half's mean is above the first's, in standard errors of that difference.
+
+    >>> trend([0.0, 0.1, 0.9, 1.0]) > 2
+    True
+    >>> trend([1.0, 1.0, 1.0, 1.0])
+    0.0
+    """
+    half = len(values) // 2
+    first, second = values[:half], values[len(values) - half :]
+    change = fmean(second) - fmean(first)
+    error = math.sqrt((variance(first) + variance(second)) / half)
+    if error == 0:
+        return math.copysign(_BOUND, change) if change else 0.0
+    return max(-_BOUND, min(_BOUND, change / error))
+
+
+class Watch:
+    """Follows a run's metrics; part of its checkpoints."""
+
+    def __init__(self, settings: WatchSettings) -> None:
+        """Take the window and the rules."""
+        self._rules = settings.stop
+        self._series = {name: deque[float](maxlen=settings.window) for name in _SERIES}
+        self._broken = [0] * len(self._rules)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether a bound is exceeded at present: no good moment for a checkpoint."""
+        return any(self._broken)
+
+    def trends(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Take a step's metrics, and return how outcomes and step rewards go, once there are enough of them."""
+        for name, values in self._series.items():
+            values.append(metrics[name])
+        if any(len(values) < (values.maxlen or 0) for values in self._series.values()):
+            return {}
+        outcome, step = (trend(list(self._series[name])) for name in _SERIES)
+        diverging = step > ALARM and outcome < -ALARM
+        if diverging:
+            logger.warning("step rewards rise while outcomes fall: the reward is being gamed")
+        return {
+            "watch/outcome_trend": outcome,
+            "watch/step_trend": step,
+            "watch/divergence": float(diverging),
+        }
+
+    def reason_to_stop(self, metrics: Mapping[str, float]) -> str | None:
+        """Hold metrics against the rules; return which was broken often enough, if any was."""
+        for place, rule in enumerate(self._rules):
+            value = metrics.get(rule.metric)
+            if value is None:
+                continue
+            self._broken[place] = self._broken[place] + 1 if _beyond(value, rule) else 0
+            if self._broken[place] >= rule.steps:
+                side = f"below {rule.below:g}" if rule.below is not None else f"above {rule.above:g}"
+                times = f" {rule.steps} times in a row" if rule.steps > 1 else ""
+                return f"{rule.metric} was {side}{times}, at last {value:.4g}"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen."""
+        return {"series": {name: list(values) for name, values in self._series.items()}, "broken": list(self._broken)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was seen."""
+        for name, values in self._series.items():
+            values.clear()
+            values.extend(state["series"][name])
+        self._broken = list(state["broken"])
+
+
+def _beyond(value: float, rule: StopRule) -> bool:
+    if math.isnan(value):
+        return False
+    return value < rule.below if rule.below is not None else rule.above is not None and value > rule.above
