@@ -1,0 +1,1 @@
+"""Questions over a local corpus: search, open, answer with citations."""
