@@ -109,11 +109,18 @@ class Recipe(Record):
         return each
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Self:
         """Read a YAML file, or the bundled recipe of that name, and apply overrides such as `trainer.policy.steps=5`.
+
+        Args:
+            path: the file, or the name of a bundled recipe.
+            overrides: dotted fields and their values.
+            profile: one of the file's `profiles`, whose sections are laid over the others before the overrides: a
+                section's fields one by one, anything else as a whole.
 
         Raises:
             RecipeError: one sentence with the field that is wrong.
+            UnknownNameError: there is no such recipe or profile.
         """
         file = _find(path)
         try:
@@ -124,6 +131,11 @@ class Recipe(Record):
             raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise RecipeError(f"{file} holds {type(found).__name__}, wanted a mapping of recipe sections")
+        profiles = found.pop("profiles", None) or {}
+        if profile is not None:
+            if profile not in profiles:
+                raise UnknownNameError(f"profile of {file.stem}", profile, profiles)
+            found = _laid_over(found, profiles[profile])
         for override in overrides:
             _apply(found, override)
         return cls.parse(found, str(file))
@@ -262,6 +274,12 @@ def _find(path: str | Path) -> Path:
     if file.name not in known:
         raise UnknownNameError("recipe", file.name, known)
     return known[file.name]
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{name: _laid_over(below.get(name), one) for name, one in above.items()}}
 
 
 def _apply(recipe: dict[str, Any], override: str) -> None:

@@ -170,15 +170,18 @@ def train(
     options: Options = None,
     run: RunFolder = None,
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run.", show_default=False)] = None,  # noqa: UP045
+    profile: Annotated[Optional[str], typer.Option(help="One of the recipe's, such as tiny.")] = None,  # noqa: UP045
     load: Load = None,
 ) -> None:
     """Train an agent as a recipe says; overrides come after it. `--resume RUN` needs no recipe.
 
     Example: `agentgym train recipe.yaml trainer.policy.steps=50 seed=1 --run runs/first`
+
+    Example: `agentgym train code-grpo --profile tiny`
     """
     from agentgym.cli import training
 
-    training.run(recipe, options or [], run, resume, load or [])
+    training.run(training.Chosen(recipe, options or [], profile), run, resume, load or [])
 
 
 @app.command(name="eval")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,26 @@ from agentgym.run import RunDirectory
 _WATCHED = ("rollout/pass_rate", "rollout/reward", "eval/pass@1", "train/loss", "sft/loss", "loss")
 
 
-def run(recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None,
-        load: Sequence[Path]) -> None:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A recipe as the command line names it."""
+
+    file: Path | None
+    overrides: Sequence[str]
+    profile: str | None
+
+    def load(self) -> Recipe:
+        """Read it."""
+        if self.file is None:
+            raise RecipeError("wanted a recipe to train, or --resume RUN to go on with a run")
+        return Recipe.load(self.file, self.overrides, self.profile)
+
+
+def run(wanted: Chosen, folder: Path | None, resume: Path | None, load: Sequence[Path]) -> None:
     """Train, and say where the results are."""
     for file in load:
         load_file(file)
-    chosen, kept = _begin(recipe, overrides, folder, resume)
+    chosen, kept = _begin(wanted, folder, resume)
     prepared = chosen.prepare()
     directory = kept or _create(chosen, folder)
     say(f"training into {directory.path}")
@@ -38,18 +53,16 @@ def run(recipe: Path | None, overrides: Sequence[str], folder: Path | None, resu
     say(f"trajectories and transcripts: agentgym show {directory.path}")
 
 
-def _begin(
-    recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None
-) -> tuple[Recipe, RunDirectory | None]:
+def _begin(wanted: Chosen, folder: Path | None, resume: Path | None) -> tuple[Recipe, RunDirectory | None]:
     if resume is None:
-        if recipe is None:
-            raise RecipeError("wanted a recipe to train, or --resume RUN to go on with a run")
-        return Recipe.load(recipe, overrides), None
+        return wanted.load(), None
     if folder is not None:
         raise RecipeError("--run names a new run and --resume an old one; give one of them")
     kept = RunDirectory.open(resume)
-    if recipe is not None:
-        return Recipe.load(recipe, overrides), kept
+    if wanted.file is not None:
+        return wanted.load(), kept
+    if wanted.profile is not None:
+        raise RecipeError("--profile is laid over a recipe, and --resume without one goes on with the run's own")
     return Recipe.parse(kept.manifest.recipe, str(resume / "manifest.json")), kept
 
 

@@ -1,0 +1,58 @@
+"""Every bundled recipe runs from beginning to end on a CPU with a model made from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentgym import registry
+from agentgym.errors import RecipeError, SandboxError, UnknownNameError
+from agentgym.recipe import Recipe, bundled
+from agentgym.run import RunDirectory
+from agentgym_trainers.native import NativeTrainer
+
+WRITTEN = sorted(bundled())
+PROFILED = [name for name in WRITTEN if name != "demo"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_bundled_recipe_is_valid_as_written(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    assert recipe.trainer_settings().policy.steps > 0
+
+
+@pytest.mark.parametrize("name", PROFILED)
+def test_a_bundled_recipe_trains_a_tiny_model_on_a_cpu(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.load(name, profile="tiny")
+    backend = registry.create("sandboxes", recipe.sandbox.name)
+    try:
+        backend.check()
+    except SandboxError as missing:
+        pytest.skip(str(missing))
+    run = RunDirectory.create(tmp_path, recipe, name="run")
+    NativeTrainer().train(recipe.prepare(), run, resume=False)
+    lines = run.metrics()
+    assert sum("rollout/reward" in line for line in lines) == recipe.trainer_settings().policy.steps
+    assert "eval/pass@1" in lines[-1]
+    assert all(line["rollout/unscored"] == 0 for line in lines if "rollout/unscored" in line)
+    assert all(line["rollout/sampled_tokens"] > 0 for line in lines if "rollout/sampled_tokens" in line)
+
+
+def test_a_profile_is_laid_over_the_recipe_and_overrides_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nenvironment: {id: agentgym/Code-v0, options: {family: repair, count: 9}}\n"
+        "limits: {concurrency: 7, retries: 5}\n"
+        "profiles:\n  small: {environment: {options: {count: 3}}, limits: {concurrency: 2}}\n"
+    )
+    plain, small = Recipe.load(file), Recipe.load(file, ["limits.retries=1"], profile="small")
+    assert (plain.environment.options["count"], plain.limits.concurrency, plain.limits.retries) == (9, 7, 5)
+    assert small.environment.options == {"family": "repair", "count": 3}
+    assert (small.limits.concurrency, small.limits.retries) == (2, 1)
+    with pytest.raises(UnknownNameError, match="no profile of mine is registered as 'smal'; did you mean 'small'"):
+        Recipe.load(file, profile="smal")
+    file.write_text(file.read_text().replace("concurrency: 2", "concurency: 2"))
+    with pytest.raises(RecipeError, match=r"limits\.concurency"):
+        Recipe.load(file, profile="small")
