@@ -15,6 +15,7 @@ TEST_EXTRAS += datasets
 TEST_EXTRAS += dense
 TEST_EXTRAS += dev
 TEST_EXTRAS += judge
+TEST_EXTRAS += lora
 TEST_EXTRAS += math
 TEST_EXTRAS += mcp
 TEST_EXTRAS += openai

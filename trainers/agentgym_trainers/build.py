@@ -19,7 +19,9 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, model_folder
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
 from agentgym_trainers.learner import Learner
-from agentgym_trainers.models import load_model, new_model
+from agentgym_trainers.lora import add_lora
+from agentgym_trainers.memory import refuse_too_large
+from agentgym_trainers.models import load_config, load_model, new_config, new_model
 from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import TrainerSettings
@@ -102,6 +104,7 @@ async def build(
     """Build everything, from a checkpoint's model if there is one."""
     model_settings, compute, seed = settings.model, settings.compute, prepared.recipe.seed
     warm = state is None or state["step"] < settings.sft.steps
+    _check_memory(settings, checkpoint)
     shown = await _demonstrate(prepared, settings, progress) if warm and settings.sft.steps else []
     if checkpoint is not None:
         model, tokenizer = load_model(checkpoint.model_path, compute.device)
@@ -110,6 +113,8 @@ async def build(
     else:
         corpus = texts_of(shown) or [task.public.prompt for task in prepared.train]
         model, tokenizer = new_model(model_settings, corpus, derive_seed(seed, "model"), compute.device)
+    if settings.lora is not None:
+        add_lora(model, settings.lora, derive_seed(seed, "lora"))
     chat = ChatFormat(tokenizer, thinking=settings.chat.thinking, calls=settings.chat.calls)
     context = min(model_settings.context_length, model.config.max_position_embeddings)
     env, by_id = prepared.make_env(), {task.id: task for task in prepared.train}
@@ -122,6 +127,12 @@ async def build(
     learner = Learner(model, compute)
     learner.begin(settings.sft.optim, settings.sft.steps)
     return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress)
+
+
+def _check_memory(settings: TrainerSettings, checkpoint: Checkpoint | None) -> None:
+    path = checkpoint.model_path if checkpoint else settings.model.path
+    config = new_config(settings.model, settings.model.vocab_size) if path is None else load_config(model_folder(path))
+    refuse_too_large(settings, config)
 
 
 async def _demonstrate(prepared: Prepared, settings: TrainerSettings, progress: Progress) -> Sequence[Any]:

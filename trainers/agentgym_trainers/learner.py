@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from agentgym_trainers.network import Network, Scores, portions
 from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 
+logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 Loss = Callable[..., tuple[Tensor, dict[str, float]]]
 
@@ -45,6 +47,8 @@ class Learner:
 
     def __init__(self, model: Any, compute: ComputeSettings) -> None:
         check_head(model)
+        if compute.dtype == "bfloat16" and model.device.type == "cpu":
+            logger.warning("bfloat16 on a CPU is slow and less exact; set trainer.compute.dtype to float32")
         self.model = model
         self.reference: Network | None = None
         """A frozen copy for the KL term, where a phase asks for one."""

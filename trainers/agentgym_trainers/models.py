@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
 from agentgym.errors import RecipeError
+from agentgym_trainers.lora import has_lora, merged_state
 from agentgym_trainers.settings import ModelSettings
 from agentgym_trainers.tokenizer import build_tokenizer
 
@@ -19,8 +20,18 @@ from agentgym_trainers.tokenizer import build_tokenizer
 def new_model(settings: ModelSettings, corpus: Iterable[str], seed: int, device: str) -> tuple[Any, Any]:
     """Return a randomly initialised Qwen2 and a tokenizer made from the corpus."""
     tokenizer = build_tokenizer(corpus, settings.vocab_size, settings.context_length)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
+    config = new_config(settings, len(tokenizer))
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    return model.to(device).eval(), tokenizer
+
+
+def new_config(settings: ModelSettings, vocab_size: int) -> Any:
+    """Return the configuration of a Qwen2 made from nothing."""
+    return Qwen2Config(
+        vocab_size=vocab_size,
         hidden_size=settings.hidden,
         intermediate_size=settings.intermediate,
         num_hidden_layers=settings.layers,
@@ -29,13 +40,21 @@ def new_model(settings: ModelSettings, corpus: Iterable[str], seed: int, device:
         max_position_embeddings=settings.context_length,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=None,
+        pad_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
-    return model.to(device).eval(), tokenizer
+
+
+def load_config(path: str | Path) -> Any:
+    """Return the configuration of a Hugging Face folder or name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from error
 
 
 def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
@@ -49,10 +68,7 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"no model can be loaded from {str(path)!r}: {reason}; wanted a Hugging Face folder"
-        ) from error
+        raise _unloadable(path, error) from error
     # Training and sampling must see one function: dropout would make their logprobs differ.
     return model.to(device).eval(), tokenizer
 
@@ -60,7 +76,7 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
 def export(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a folder that transformers and inference servers load."""
     with without_bars():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({"state_dict": merged_state(model)} if has_lora(model) else {}))
         tokenizer.save_pretrained(folder)
 
 
@@ -74,3 +90,8 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _unloadable(path: str | Path, error: Exception) -> RecipeError:
+    reason = str(error).splitlines()[0]
+    return RecipeError(f"no model can be loaded from {str(path)!r}: {reason}; wanted a Hugging Face folder")

@@ -14,6 +14,7 @@ from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.critic import Critic
 from agentgym_trainers.logprobs import predicting_states, score
 from agentgym_trainers.packing import allow_packing, micro_batches, pack, packed_states
+from agentgym_trainers.recompute import allow_recomputing, recomputing
 from agentgym_trainers.settings import ComputeSettings
 
 
@@ -40,14 +41,20 @@ class Network(nn.Module):
     """A policy's model, and a critic where the recipe has one."""
 
     def __init__(self, model: Any, compute: ComputeSettings, critic: Critic | None = None) -> None:
+        """Take a causal language model, already on its device, and prepare it for what the settings ask.
+
+        Raises:
+            AgentgymError: it cannot be packed, or cannot recompute its layers.
+        """
         super().__init__()
         self.model = model
         self.critic = critic
         self._compute = compute
-        if compute.packing != "none":
-            allow_packing(model)
-            if critic is not None and critic.trunk is not None:
-                allow_packing(critic.trunk)
+        for trunk in [model] if critic is None or critic.trunk is None else [model, critic.trunk]:
+            if compute.packing != "none":
+                allow_packing(trunk)
+            if compute.recompute:
+                allow_recomputing(trunk)
 
     def forward(self, part: TokenBatch, *, temperature: float, policy: bool = True) -> Scores:
         """Score a micro-batch.
@@ -57,6 +64,11 @@ class Network(nn.Module):
             temperature: the logprobs are those of the distribution sampled at this temperature.
             policy: also give logprobs and entropies; otherwise the policy's weights get no gradient.
         """
+        device = part.ids_BL.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._compute.dtype == "bfloat16"):
+            return self._score(part, temperature, policy=policy)
+
+    def _score(self, part: TokenBatch, temperature: float, *, policy: bool) -> Scores:
         zeros_BL = torch.zeros(part.ids_BL.shape, device=part.ids_BL.device)
         logp_BL = entropy_BL = value_BL = zeros_BL
         shared = self.critic is not None and self.critic.trunk is None
@@ -77,6 +89,7 @@ class Network(nn.Module):
 
     def _states(self, trunk: Any, part: TokenBatch) -> Tensor:
         """Return [N, D] the hidden states from which the sampled tokens are predicted."""
-        if self._compute.packing == "none":
-            return predicting_states(trunk, part.ids_BL, part.sampled_BL)
-        return packed_states(trunk, pack(part, share=self._compute.packing == "prompts"))
+        with recomputing(trunk) if self._compute.recompute and torch.is_grad_enabled() else nullcontext():
+            if self._compute.packing == "none":
+                return predicting_states(trunk, part.ids_BL, part.sampled_BL)
+            return packed_states(trunk, pack(part, share=self._compute.packing == "prompts"))

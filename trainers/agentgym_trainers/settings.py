@@ -157,6 +157,16 @@ class PolicySettings(Record):
     optim: OptimSettings = OptimSettings()
 
 
+class LoraSettings(Record):
+    """Train low-rank adapters beside frozen weights."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapters' product is scaled by alpha / rank."""
+    targets: str | list[str] = "all-linear"
+    """Names of the layers that get adapters; all-linear takes all but the output layer."""
+
+
 class ComputeSettings(Record):
     """Where and in what portions to compute."""
 
@@ -169,6 +179,10 @@ class ComputeSettings(Record):
     """Pad rows; lay them end to end; or do so and compute a prompt once for all attempts that begin with it."""
     logit_budget: Positive = 1 << 24
     """Logits (tokens x vocabulary) that may exist at once in the trainer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; weights, gradients and moments stay float32. bfloat16 is for GPUs."""
+    recompute: bool = False
+    """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic."""
     max_batch: Positive = 256
     """Requests generated together."""
 
@@ -245,6 +259,7 @@ class TrainerSettings(Record):
     sft: SftSettings = SftSettings()
     policy: PolicySettings = PolicySettings()
     critic: CriticSettings | None = None
+    lora: LoraSettings | None = None
     compute: ComputeSettings = ComputeSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
