@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,21 @@ import pytest
 from agentgym.env import AgentEnv
 from agentgym.errors import InfrastructureError, RecipeError, TaskError, UnknownNameError
 from agentgym.graders.patches import apply, parse
+from agentgym.graders.pytest_ids import PytestGrader
+from agentgym.image import ImageSpec
 from agentgym.redteam import Attack, run, target_of
-from agentgym.sandbox import Sandbox, SandboxBackend
+from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 from agentgym.scripted import junk_call
-from agentgym.task import Task, TaskSet
+from agentgym.task import Hidden, Task, TaskSet
+from agentgym.types import Submission
 from agentgym.validate import Plan, validate
 from agentgym.validate.inside import future_in, hidden_in
 from agentgym_envs.swe import generated, mined
+from agentgym_envs.swe.diffs import change
 from agentgym_envs.swe.env import SweEnv
 from agentgym_envs.swe.rewards import G_RA, LEVELS
+from agentgym_envs.swe.sources import InImage
+from agentgym_envs.swe.tasks import Environment, SweInstance, gold_files, to_task
 
 REAL = "mahmoud__boltons-4aa77cddb5"
 
@@ -262,3 +270,72 @@ def test_families_are_named_and_their_paths_asked_for() -> None:
         SweEnv(family="mined")
     with pytest.raises(TaskError, match="drop path="):
         SweEnv(path="x")
+
+
+@pytest.mark.docker
+def test_a_repository_in_an_image_loses_its_past_and_is_mended_there(docker: SandboxBackend) -> None:
+    if "writable_root" not in docker.capabilities:
+        pytest.skip("the socket proxy before this Docker allows no writable root")
+    made = generated.task(0)
+    base = {name: text.encode() for name, text in made.public.files.items()}
+    right = apply(base, parse(str(made.hidden.reference["patch"]))).files["kit0/words.py"].decode()
+    tests: dict[str, str] = dict(made.hidden.data["tests"])  # type: ignore[arg-type]
+    test_patch = change(base, {**base, **{name: text.encode() for name, text in tests.items()}}).diff
+    git = "git -c user.name=a -c user.email=a@b"
+    fixed = shlex.quote(right)
+    history = (
+        f"cd /testbed; git init -q; git add -A; {git} commit -qm base; cp kit0/words.py /w; printf %s {fixed} > "
+        f"kit0/words.py; {git} commit -qam 'the fix'; git tag fixed; {git} stash list; git gc -q; mv /w kit0/words.py; "
+        f"git add -A; {git} commit -qm back"
+    )
+    files = {f"/testbed/{name}": text or "#\n" for name, text in made.public.files.items()}
+    old = ImageSpec(files=files, run=(history,)).name
+    with docker.start(SandboxSpec(image=old)) as box:
+        assert box.exec("git -c safe.directory='*' -C /testbed log --all --oneline").stdout.count(b"\n") == 3
+    instance = SweInstance(
+        instance_id="kit0-1",
+        repo="kit/kit0",
+        base_commit="HEAD",
+        problem_statement=made.public.prompt,
+        patch=str(made.hidden.reference["patch"]),
+        test_patch=test_patch,
+        FAIL_TO_PASS=tuple(map(str, made.hidden.data["fail_to_pass"])),  # type: ignore[arg-type]
+        PASS_TO_PASS=tuple(map(str, made.hidden.data["pass_to_pass"])),  # type: ignore[arg-type]
+        source=InImage(root="/testbed"),
+        environment=Environment(image=old, twins=0),
+    )
+    task = to_task(instance)
+    env = SweEnv(TaskSet("image", lambda: [task]), sandbox=docker)
+    env.reset(options={"task": task})
+    assert env.root == "/testbed"
+    one_commit_of(env.sandbox, env._base)
+    assert future_in(env.sandbox, own=False) == []
+    _, info, heard = played(env, task, env.oracle(task))
+    assert (heard, info["verdict"].level) == (["[no output]"], "passed")
+    env.close()
+
+
+STRIDE = 40
+"""Every so many mined tasks are judged; with 1, all 134 pass with their gold and fail with a comment."""
+
+
+@pytest.mark.docker
+def test_the_gold_of_mined_tasks_passes_and_a_comment_in_its_place_does_not(
+    docker: SandboxBackend, data: Path, real: Task
+) -> None:
+    tasks = mined.tasks(data / "swe_mined/tasks.jsonl.gz")
+    judged = 0
+    for task in islice(tasks, 0, None, STRIDE):
+        bare = task.model_copy(update={"hidden": Hidden(data={**task.hidden.data, "twins": 0})})
+        gold = str(task.hidden.reference["patch"])
+        name = next(one for one in gold_files(gold) if one in task.public.files)
+        base = {name: task.public.files[name].encode()}
+        comment = change(base, {name: base[name] + b"\n# mended\n"}).diff
+        verdicts = [PytestGrader().grade(bare, Submission(data={"diff": diff}), docker) for diff in (gold, comment)]
+        assert [one.value for one in verdicts] == [1.0, 0.0], (task.id, verdicts)
+        judged += 1
+    assert judged == -(-134 // STRIDE)
+    reasons = [one for one in tasks.refused().values() if "names no source package" not in one]
+    assert len(reasons) == 6
+    assert sum("is marked as expected to fail" in one for one in reasons) == 2
+    assert sum("hunk" in one for one in reasons) == 4

@@ -25,9 +25,8 @@ from agentgym.contamination import find_twins
 from agentgym.errors import InfrastructureError, TaskError
 from agentgym.image import ImageSpec
 from agentgym.task import Task
-from agentgym.types import Trust, Verdict
 from agentgym_envs.swe import mined
-from agentgym_envs.swe.hints import WORK, feedback_hint, tiers
+from agentgym_envs.swe.hints import WORK, tiers
 from agentgym_envs.swe.history import alone
 from agentgym_envs.swe.sources import Archive, GitCommit, InImage, Repository, Sdist, read, unpack
 from agentgym_envs.swe.tasks import Environment, SweInstance, Unfit, gold_files, to_task
@@ -225,10 +224,6 @@ def test_hints_grow_from_how_to_work_to_a_plan_and_never_quote_the_gold() -> Non
     assert "replace about 1 lines by 3; the new code has a condition, a raised exception, a return" in found[3]
     assert not any(line[1:].strip() in hint for line in PATCH.splitlines()[4:] if line[:1] == "+" for hint in found)
     assert "`add`" in tiers(PATCH.replace("@@\n", "@@ def add(self, a, b):\n"))[2]
-    verdict = Verdict(value=0.0, level="failed", trust=Trust.TWINS, components={"fail_to_pass": 0.5}, feedback="no sum")
-    assert feedback_hint(verdict, found[1]).splitlines()[0] == found[1]
-    assert "no sum" in feedback_hint(verdict)
-    assert "fail to pass: 50%" in feedback_hint(verdict)
 
 
 def test_tasks_of_one_repository_are_no_twins_for_its_text_and_split_together(tmp_path: Path) -> None:

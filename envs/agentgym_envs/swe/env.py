@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from agentgym.env import AgentEnv, Submit, tool
 from agentgym.errors import SandboxError, TaskError
-from agentgym.graders.patches import PatchError, Tree, apply, parse
+from agentgym.graders.patches import FilePatch, PatchError, Tree, apply, parse
 from agentgym.graders.pytest_ids_spec import given
 from agentgym.rewards import RewardScheme
 from agentgym.task import Task, TaskSet
@@ -195,17 +196,12 @@ class SweEnv(AgentEnv):
         if not isinstance(patch, str):
             raise TaskError(f"task {task.id!r} has no gold change; put it in hidden.reference['patch']")
         if "root" in task.hidden.data:
-            quoted = "'" + patch.replace("'", "'\\''") + "'"
-            return [_call("bash", command=f"printf %s {quoted} | git apply"), _call("submit")]
+            return [_call("bash", command=f"printf %s {shlex.quote(patch)} | git apply"), _call("submit")]
         base = given(task.public)
         after = apply(base, parse(patch)).files
-        messages = []
-        for name in gold_files(patch):
-            if name in after:
-                messages += [_call("editor", command="view", path=name)] if name in base else []
-                messages.append(_call("editor", command="create", path=name, file_text=after[name].decode()))
-            else:
-                messages.append(_call("bash", command=f"rm -- '{name}'"))
+        messages: list[str] = []
+        for one in parse(patch):
+            messages += _edits(one, base, after)
         return [*messages, _call("submit")]
 
     def attacks(self, task: Task) -> Mapping[str, Submission | Sequence[str]]:
@@ -257,6 +253,26 @@ def _applies(base: Tree, diff: str) -> bool:
     except PatchError:
         return False
     return True
+
+
+def _edits(one: FilePatch, base: Tree, after: Tree) -> Iterator[str]:
+    """Yield the calls that make one file of a gold change: hunk by hunk where that is plain, else the whole file."""
+    if one.new is None or (one.old != one.new and one.old is not None and not one.copy):
+        yield _call("bash", command=f"rm -- {shlex.quote(str(one.old))}")
+    if one.new is None:
+        return
+    if one.old != one.new:
+        yield _call("editor", command="create", path=one.new, file_text=after[one.new].decode())
+        return
+    yield _call("editor", command="view", path=one.new)
+    text, pairs = base[one.new].decode(), [("".join(hunk.old), "".join(hunk.new)) for hunk in one.hunks]
+    for old, new in pairs:
+        if not old or text.count(old) != 1:
+            yield _call("editor", command="create", path=one.new, file_text=after[one.new].decode())
+            return
+        text = text.replace(old, new, 1)
+    for old, new in pairs:
+        yield _call("editor", command="str_replace", path=one.new, old_str=old, new_str=new)
 
 
 def _wanted(name: str, value: Any, command: str) -> Any:

@@ -1,8 +1,8 @@
 """Guidance for software engineering, from general to particular, in the manner of Agent-RLVR.
 
 Tiers of `task.hints`, weakest first: how to work, which files, which functions, a plan. They are made of the gold
-change and quote no line of it; the plan alone speaks of what the new code is made of. `feedback_hint` adds what the
-tests of a failed attempt said.
+change and quote no line of it; the plan alone speaks of what the new code is made of. What a failed attempt was told by
+its judges is added by the guidance itself (`Guide(feedback=True)`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Protocol
 
 from agentgym.graders.patches import FilePatch, Hunk, PatchError, parse
 from agentgym.graders.sources import parse as parse_source
-from agentgym.types import Verdict
 
 WORK = """How to work on this: find the code that the issue speaks of with `search`; read it with `editor` before you \
 change it; write a small script that shows the problem and run it with `bash`; make the smallest change that mends it; \
@@ -67,21 +66,6 @@ def tiers(patch: str, repository: Contents | None = None) -> tuple[str, ...]:
         found.append(f"{files} Look at: {functions}.")
     found.append("\n".join([found[-1], "A plan:", *_plan(places)]))
     return tuple(found)
-
-
-def feedback_hint(verdict: Verdict, hint: str = "") -> str:
-    """Return guidance for another attempt: a hint, and what judging said of the one that failed.
-
-    What a verdict says of itself never quotes a hidden test.
-    """
-    said = verdict.feedback or f"the attempt ended as {verdict.level}"
-    shares = ", ".join(
-        f"{name.replace('_', ' ')}: {verdict.components[name]:.0%}"
-        for name in ("fail_to_pass", "pass_to_pass")
-        if verdict.components.get(name) is not None
-    )
-    last = f"An earlier attempt at this failed. Its judges said: {said}."
-    return "\n".join(filter(None, [hint, last, f"Tests passed, {shares}." if shares else ""]))
 
 
 def _file(patch: FilePatch) -> str:

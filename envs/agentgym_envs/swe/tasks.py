@@ -135,16 +135,18 @@ def sandbox_of(instance: SweInstance) -> SandboxSpec:
     """Return where an instance runs; a repository in an image is given to the agent's user there, without its past.
 
     Raises:
-        TaskError: its image has no name that can be built on.
+        TaskError: no image is named that can be built on.
     """
     one = instance.environment
     place = SandboxSpec(image=one.image, memory_mb=one.memory_mb, pids=one.pids, disk_mb=one.disk_mb, env=one.variables)
     if not isinstance(instance.source, InImage):
         return place
-    if one.image is None or one.image.startswith(BUILD):
-        raise TaskError(f"{instance.instance_id!r} names no image that holds {instance.source.root}")
-    image = ImageSpec(base=one.image, run=(*instance.source.setup, alone(instance.source.root))).name
-    return place.model_copy(update={"image": image, "workdir": instance.source.root, "writable_root": True})
+    root = instance.source.root
+    if one.image is None:
+        raise TaskError(f"{instance.instance_id!r} names no image that holds {root}")
+    made = ImageSpec.from_name(one.image) if one.image.startswith(BUILD) else ImageSpec(base=one.image)
+    image = made.model_copy(update={"run": (*made.run, *instance.source.setup, alone(root))}).name
+    return place.model_copy(update={"image": image, "workdir": root, "writable_root": True})
 
 
 def tests_of(instance: SweInstance, repository: Repository) -> Mapping[str, str]:
