@@ -182,10 +182,15 @@ def _refuse_expected_failures(instance: SweInstance, tests: Mapping[str, str]) -
     Raises:
         Unfit: naming the test.
     """
-    for name in dict.fromkeys(one.partition("[")[0] for one in instance.FAIL_TO_PASS + instance.PASS_TO_PASS):
+    names = dict.fromkeys(one.partition("[")[0] for one in instance.FAIL_TO_PASS + instance.PASS_TO_PASS)
+    modules: dict[str, ast.Module] = {}
+    for name in names:
         path, *qualname = name.split("::")
+        if "xfail" not in tests.get(path, ""):
+            continue
         try:
-            marks = find(parse_source(tests[path]), qualname).decorator_list
+            modules[path] = modules.get(path) or parse_source(tests[path])
+            marks = find(modules[path], qualname).decorator_list
         except (KeyError, SyntaxError):  # made elsewhere: by a base class, or while the file runs
             continue
         if any("xfail" in ast.unparse(one) for one in marks):
