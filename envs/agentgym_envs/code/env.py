@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
-from agentgym.errors import TaskError
+from agentgym.errors import TaskError, VerifierError
 from agentgym.graders.languages import read as read_language
 from agentgym.task import Public, Task, TaskSet
 from agentgym.types import Message, Record, Verdict
@@ -25,6 +25,8 @@ runs the visible tests and answers `ok` or the first failure.{open_places}
 <all of your code>
 ```
 hands in your code and ends the episode; hidden tests decide."""
+_TELLING = 16
+"""Shorter solutions, such as `print(input())`, may stand in a statement by chance."""
 OPEN_PLACES = " In the task, `?` stands for a number to find out that way."
 
 
@@ -116,6 +118,20 @@ class CodeEnv(AgentEnv):
         """Hand in this code; hidden tests decide, and the episode ends."""
         return Submit(files={_file(self.task): code})
 
+    def check_task(self, task: Task) -> None:
+        """Refuse a task that its grader cannot judge, or that shows its solution or a whole hidden test file.
+
+        Raises:
+            VerifierError: saying what is wrong.
+        """
+        super().check_task(task)
+        shown = "\n".join(_texts(task.public.model_dump()))
+        tests = task.hidden.data.get("tests")
+        hidden = {"its solution": task.hidden.reference.get("code"), **(tests if isinstance(tests, dict) else {})}
+        for name, text in hidden.items():
+            if isinstance(text, str) and len(text.strip()) >= _TELLING and text.strip() in shown:
+                raise VerifierError(f"the task {task.id!r} shows {name} to the agent; take it out of the public part")
+
     def on_verdict(self, verdict: Verdict) -> None:
         """Emit of the submission what `test` emits of its code; hidden tests are no part of it."""
         self.emit("submitted", 1.0)
@@ -149,6 +165,17 @@ class CodeEnv(AgentEnv):
                 return [_call("submit", script.guess)]
             return [*(_call("test", one) for one in (*script.tests, script.code)), _call("submit", script.tests[-1])]
         return [*(_call("test", one) for one in (*script.tests, script.code)), _call("submit", script.code)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 class _Script(Record):
