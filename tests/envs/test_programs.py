@@ -224,16 +224,21 @@ def test_each_kind_of_tests_is_read_and_judged(backend: SandboxBackend, tmp_path
         assert info["verdict"].value == 0.0
 
 
-@pytest.mark.parametrize("form", ["parquet", "folder"])
+@pytest.mark.parametrize("form", ["parquet", "folder", "hub"])
 def test_what_the_package_datasets_keeps_is_read_too(tmp_path: Path, form: str) -> None:
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_list([QUESTION, {**QUESTION, "question": "Double x."}])
     path = tmp_path / ("rows.parquet" if form == "parquet" else "rows")
-    if form == "parquet":
-        table.to_parquet(str(path))
-    else:
+    if form == "folder":
         datasets.DatasetDict({"test": table}).save_to_disk(str(path))
-    env = dataset(path, "asserts", fields=FIELDS, rows="train" if form == "parquet" else "test", split="test")
+    elif form == "hub":  # a name of the hub may be a folder of this machine
+        path.mkdir()
+        table.to_parquet(str(path / "test.parquet"))
+    else:
+        table.to_parquet(str(path))
+    given = {"hub" if form == "hub" else "path": str(path), "rows": "train" if form == "parquet" else "test"}
+    split = {} if form == "hub" else {"split": "test"}
+    env = CodeEnv(family="dataset", dataset={**given, **split, "kind": "asserts", "fields": FIELDS})
     assert [task.split for task in env.tasks] == ["test", "test"]
 
 

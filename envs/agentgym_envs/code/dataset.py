@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -130,7 +130,7 @@ def _load(datasets: Any, dataset: Dataset) -> Any:
 def _renamed(dataset: Dataset, row: Row) -> dict[str, Any]:
     """Return a row with its fields called by our names."""
     found: dict[str, Any] = {name: _at(row, column) for name, column in dataset.fields.items()}
-    for name in Name.__args__:  # type: ignore[attr-defined]
+    for name in get_args(Name):
         if name not in found and row.get(name) is not None:
             found[name] = row[name]
     found["id"] = _identify(dataset, row)
@@ -143,9 +143,8 @@ def _renamed(dataset: Dataset, row: Row) -> dict[str, Any]:
 
 def _identify(dataset: Dataset, row: Row) -> str:
     """Return a row's id; without a column for it, one by the hash of what the row holds."""
-    column = dataset.fields.get("id", "id")
     if "id" in dataset.fields or row.get("id") is not None:
-        return str(_at(row, column))
+        return str(_at(row, dataset.fields.get("id", "id")))
     return f"{dataset.kind}/{digest(json.dumps(row, sort_keys=True, default=str))}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from agentgym import registry
-from agentgym.env import AgentEnv, Submit, tool
+from agentgym.env import AgentEnv, Observation, Submit, tool
 from agentgym.errors import TaskError, VerifierError
 from agentgym.graders.languages import read as read_language
 from agentgym.task import Public, Task, TaskSet
@@ -93,9 +93,15 @@ class CodeEnv(AgentEnv):
         self._open_places = OPEN_PLACES if family == "repair" else ""
         self._best: dict[str, float] = {}
 
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode, in which nothing has been gained."""
+        self._best = {}
+        return super().reset(seed=seed, options=options)
+
     def prompt(self) -> Sequence[Message]:
         """The task, after an explanation of the tools if wanted."""
-        self._best = {}
         text = EXPLANATION.format(open_places=self._open_places)
         opening = (Message(role="system", content=text),) if self.explain else ()
         return (*opening, *super().prompt())

@@ -69,10 +69,10 @@ def _suite_plan(public: Public) -> str:
 
 def _program_plan(public: Public) -> str:
     examples = public.data.get("examples")
-    lines = {len(str(one["stdin"]).splitlines()) for one in examples if isinstance(one, dict)} if isinstance(
-        examples, list) else set()  # fmt: skip
-    first = f"read {min(lines)} line{'s' if min(lines) != 1 else ''}" if len(lines) == 1 else "read all lines"
-    return f"Plan: {first} of input, compute, and print nothing but the answer. {_EDGES}"
+    inputs = [str(one["stdin"]) for one in examples if isinstance(one, dict)] if isinstance(examples, list) else []
+    counts = {len(one.splitlines()) for one in inputs}
+    lines = f"{min(counts)} line{'s' if min(counts) != 1 else ''}" if len(counts) == 1 else "all lines"
+    return f"Plan: read {lines} of input, compute, and print nothing but the answer. {_EDGES}"
 
 
 def _shape(task: Task) -> str:

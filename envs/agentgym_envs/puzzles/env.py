@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from agentgym.env import AgentEnv, Submit, tool
+from agentgym.env import AgentEnv, Observation, Submit, tool
 from agentgym.task import Public, Task, TaskSet
 from agentgym.types import Message, Submission, Trust, Verdict
 from agentgym_envs.puzzles.family import LONGEST_ANSWER, Found, malformed
@@ -58,9 +58,15 @@ class PuzzleEnv(AgentEnv):
         self.explain = explain
         self._best = 0.0
 
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode, in which nothing has been gained."""
+        self._best = 0.0
+        return super().reset(seed=seed, options=options)
+
     def prompt(self) -> Sequence[Message]:
         """The puzzle, after its family's rules."""
-        self._best = 0.0
         family = find(str(self.task.data["family"]))
         checked = " and, if not all rules hold, which does not" if family.checkable else ""
         text = EXPLANATION.format(rules=family.rules, checked=checked)
