@@ -170,7 +170,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         return getattr(self, one.name)(**arguments)
 
     def on_text(self, text: str) -> str | Submit:  # noqa: ARG002 -- for subclasses
-        """Answer a message that calls no tool, or take it as the end."""
+        """Answer a message that calls no tool, or take it as the end; a ValueError is told to the agent."""
         return f"error: no tool call found; call one of: {', '.join(self.tools)}"
 
     def on_verdict(self, verdict: Verdict) -> None:
@@ -301,7 +301,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         observation = [Message(role="user", content=f"error: {one}") for one in problems]
         valid, submission, self._refused = 0, None, 0
         if not calls and not problems:
-            said = self.on_text(message.content)
+            said = self._heard(message.content)
             if isinstance(said, Submit):
                 submission = said.submission
             else:
@@ -318,6 +318,13 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         if self.guard is not None:
             self.emit("refused", float(self._refused))
         return tuple(observation), submission
+
+    def _heard(self, text: str) -> str | Submit:
+        try:
+            return self.on_text(text)
+        except ValueError as error:  # a word for input that cannot be used
+            self.emit("malformed", 1.0)
+            return f"error: {error}"
 
     def _call(self, call: ToolCall) -> tuple[str, bool, Submission | None]:
         if call.problem:

@@ -232,6 +232,41 @@ def export(
 
 
 @app.command()
+def serve(
+    env: Annotated[str, typer.Argument(help="A registered id, a Python file, or FILE.py:Class.", show_default=False)],
+    options: Options = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    token_file: Annotated[Optional[Path], typer.Option(help="A file with the token that clients need.")] = None,  # noqa: UP045
+    is_open: Annotated[bool, typer.Option("--open", help="Ask no token of clients on this machine.")] = False,
+    expose: Annotated[bool, typer.Option("--expose", help="Let other machines reach this one.")] = False,
+    bound: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="KEY=VALUE", help="A bound, such as sessions=64; may be repeated."),
+    ] = None,
+    load: Load = None,
+    sandbox: SandboxName = "process",
+    trusted: Trusted = False,
+) -> None:
+    """Serve an environment over HTTP, and over WebSocket to OpenEnv's clients.
+
+    Example: `agentgym serve agentgym/Code-v0 --sandbox docker:warm=8 --bound sessions=64`
+    """
+    from agentgym.cli import serving
+    from agentgym.cli.places import Place
+
+    serving.serve_environment(
+        Place(env, options or [], load or [], sandbox, trusted),
+        host=host,
+        port=port,
+        token_file=token_file,
+        is_open=is_open,
+        expose=expose,
+        bounds=bound or [],
+    )
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
     task: Annotated[Optional[str], typer.Option(help="Show the transcripts of this task.")] = None,  # noqa: UP045

@@ -1,4 +1,4 @@
-"""`agentgym sandbox serve`: lend this machine's sandboxes to other processes and machines."""
+"""`agentgym serve` and `agentgym sandbox serve`: environments, or sandboxes, for other processes and machines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,36 @@ from pathlib import Path
 
 from agentgym import registry
 from agentgym.cli.console import say
-from agentgym.cli.places import parse_options
+from agentgym.cli.places import Place, parse_options
 from agentgym.errors import MissingExtraError
+from agentgym.serving.server import serve as run_server
+
+
+def serve_environment(
+    place: Place,
+    *,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    is_open: bool,
+    expose: bool,
+    bounds: Sequence[str],
+) -> None:
+    """Serve an environment until a signal comes."""
+    try:
+        run_server(
+            place.maker(),
+            name=place.name,
+            host=host,
+            port=port,
+            token_file=token_file,
+            is_open=is_open,
+            expose=expose,
+            bounds=parse_options(bounds),
+            say=lambda line: say(line),
+        )
+    finally:
+        place.close()
 
 
 def serve(

@@ -22,7 +22,7 @@ from agentgym.run import RunDirectory
 from agentgym.testing import ToyEnv
 from agentgym.validate import Validation
 
-COMMANDS = ("envs", "new", "play", "validate", "redteam", "train", "export", "eval", "show")
+COMMANDS = ("envs", "new", "play", "validate", "redteam", "train", "export", "eval", "serve", "show")
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "word_count.py"
 TOY = "test/CommandLine-v0"
 Shell = Callable[..., subprocess.CompletedProcess[str]]

@@ -372,7 +372,13 @@ def test_rendering_shows_the_transcript() -> None:
     assert ToyEnv().render() is None
 
 
-@pytest.mark.parametrize("env_id", [one for one in registry.names("envs") if one.startswith("agentgym/")])
+WANT_A_SERVER = {"agentgym/Mcp-v0", "agentgym/OpenEnv-v0"}
+"""Checked where their servers run."""
+
+
+@pytest.mark.parametrize(
+    "env_id", [one for one in registry.names("envs") if one.startswith("agentgym/") and one not in WANT_A_SERVER]
+)
 def test_every_installed_environment_passes_the_conformance_checks(env_id: str) -> None:
     probe = registry.make(env_id)
     if probe.sandboxed:

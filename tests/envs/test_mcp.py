@@ -19,7 +19,7 @@ from agentgym import registry
 from agentgym.errors import CapabilityError, InfrastructureError, TaskError
 from agentgym.sandbox import SandboxSpec
 from agentgym.task import Hidden, Public, Task, TaskSet
-from agentgym.testing import ToyEnv, toy_task
+from agentgym.testing import ToyEnv, check_environment, toy_task
 from agentgym_envs.mcp.client import McpSession
 from agentgym_envs.mcp.env import McpEnv
 from agentgym_envs.mcp.server import Episode, mcp_server
@@ -113,6 +113,7 @@ def test_a_servers_tools_are_an_environments_tools(toy_url: str) -> None:
     *_, terminated, _, info = env.step(call("submit", answer="elbram"))
     assert (terminated, info["verdict"].value) == (True, 1.0)
     env.close()
+    check_environment(lambda: McpEnv(tasks, url=toy_url))
 
 
 @pytest.mark.docker

@@ -21,7 +21,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agentgym.cli import app
-from agentgym.errors import CapabilityError, SandboxError
+from agentgym.errors import CapabilityError, InfrastructureError, SandboxError
+from agentgym.listening import find_token
 from agentgym.sandbox import SandboxSpec
 from agentgym.testing import CountingBackend
 from agentgym_sandboxes.process import ProcessBackend
@@ -30,7 +31,7 @@ from agentgym_sandboxes.remote_wire import LEASE_HEADER, PROTOCOL_HEADER, pack, 
 from agentgym_sandboxes.serving.app import create_app
 from agentgym_sandboxes.serving.desk import Desk
 from agentgym_sandboxes.serving.limits import Limits
-from agentgym_sandboxes.serving.server import find_token
+from agentgym_sandboxes.serving.server import TOKEN_VARIABLE
 from agentgym_sandboxes.serving.server import serve as serve_backend
 from agentgym_sandboxes.serving.tenant import Tenant
 
@@ -359,20 +360,20 @@ def test_a_token_is_made_once_or_taken_from_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("AGENTGYM_SANDBOX_TOKEN", raising=False)
-    made = [find_token(None) for _ in range(2)]
+    made = [find_token(None, TOKEN_VARIABLE) for _ in range(2)]
     assert all(is_new and len(token) >= 32 for token, is_new in made)
     assert made[0] != made[1]
     file = tmp_path / "token"
     file.write_text("a-token-of-some-length\n")
     file.chmod(0o600)
-    assert find_token(file) == ("a-token-of-some-length", False)
+    assert find_token(file, TOKEN_VARIABLE) == ("a-token-of-some-length", False)
     assert not caplog.records
     file.chmod(0o644)
-    find_token(file)
+    find_token(file, TOKEN_VARIABLE)
     assert "other users can read the token" in caplog.text
     monkeypatch.setenv("AGENTGYM_SANDBOX_TOKEN", "short")
-    with pytest.raises(SandboxError, match="AGENTGYM_SANDBOX_TOKEN must have at least 16"):
-        find_token(None)
+    with pytest.raises(InfrastructureError, match="AGENTGYM_SANDBOX_TOKEN must have at least 16"):
+        find_token(None, TOKEN_VARIABLE)
 
 
 def test_a_server_is_exposed_by_an_explicit_word_and_its_client_is_warned(

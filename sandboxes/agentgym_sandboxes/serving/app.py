@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from agentgym.errors import SandboxError
+from agentgym.listening import Door
 from agentgym_sandboxes.remote_wire import (
     ABANDONED_HEADER,
     CONTENT_TYPE,
@@ -70,12 +69,10 @@ class _Door:
     """Lets in who has the token and speaks our protocol."""
 
     def __init__(self, token: str) -> None:
-        self._digest = _digest(token)
+        self._door = Door(token)
 
     async def __call__(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Digests have one length, so that the comparison's duration tells nothing, not even that.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given), self._digest):
+        if not self._door.opens(request.headers.get("authorization", "")):
             raise Refusal(401, SandboxError("the sandbox server refuses the token: it is not the one it was given"))
         spoken = request.headers.get(PROTOCOL_HEADER, "nothing")
         if spoken != str(PROTOCOL):
@@ -249,10 +246,6 @@ def _numbers(request: Request, header: str) -> list[int]:
     if text and not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
         raise Refusal(422, ValueError(f"{header} must hold numbers of calls, separated by commas"))
     return [int(one) for one in text.split(",")] if text else []
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
 def _bounded(wait: float) -> float:

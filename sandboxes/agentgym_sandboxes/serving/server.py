@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import os
-import secrets
 import socket
-import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from agentgym.errors import CapabilityError, MissingExtraError, SandboxError
+from agentgym.errors import CapabilityError, MissingExtraError
+from agentgym.listening import find_token, is_loopback, listen, url_of
 from agentgym.sandbox import SandboxBackend
 
 try:
@@ -33,10 +30,8 @@ from agentgym_sandboxes.serving.limits import Limits
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "AGENTGYM_SANDBOX_TOKEN"
-_SHORTEST_TOKEN = 16
 _DRAIN_S = 5
 _IDLE_S = 75
-_BACKLOG = 1024
 
 
 def serve(
@@ -61,7 +56,7 @@ def serve(
         say: is told where the server is, and a new token.
 
     Raises:
-        SandboxError: the backend does not work, the address is taken or is not loopback, or the token is too short.
+        InfrastructureError: the backend does not work, the address is taken or not loopback, the token is too short.
         CapabilityError: the backend does not isolate.
         ValueError: an impossible limit.
     """
@@ -72,12 +67,12 @@ def serve(
             f"the {backend.name!r} sandbox does not isolate here, and what a server runs comes from elsewhere: serve a "
             "backend that has 'isolation'"
         )
-    token, is_new = find_token(token_file)
-    with _listen(host, port, expose=expose) as listener:
-        where = _url(listener)
+    token, is_new = find_token(token_file, TOKEN_VARIABLE)
+    with listen(host, port, expose=expose) as listener:
+        where = url_of(listener)
         if is_new:
             say(f"token: {token}")
-        if not _is_loopback(listener.getsockname()):
+        if not is_loopback(listener.getsockname()):
             say(f"whoever has the token can run programs in sandboxes here, and {where} is not encrypted")
         desk = Desk(backend, bounds)
         config = uvicorn.Config(
@@ -95,32 +90,6 @@ def serve(
                 _Server(config, desk).run(sockets=[listener])
         finally:
             desk.close()
-
-
-def find_token(file: Path | None) -> tuple[str, bool]:
-    """Return the token from a file, the environment or a random source, and whether it is new.
-
-    Raises:
-        SandboxError: it cannot be read, is too short, or could not be sent.
-    """
-    if file is not None:
-        try:
-            token, where = file.read_text(encoding="utf-8").strip(), str(file)
-            if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                logger.warning("other users can read the token in %s: chmod 600 mends that", file)
-        except (OSError, UnicodeDecodeError) as error:
-            advice = f"(umask 077; openssl rand -hex 32 > {file})"
-            raise SandboxError(f"the token file {file} cannot be read: {error}; make one with: {advice}") from error
-    elif TOKEN_VARIABLE in os.environ:
-        token, where = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
-    else:
-        return secrets.token_urlsafe(32), True
-    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise SandboxError(
-            f"the token in {where} must have at least {_SHORTEST_TOKEN} printable ASCII characters and no space; "
-            "make one with: openssl rand -hex 32"
-        )
-    return token, False
 
 
 class _Server(uvicorn.Server):
@@ -144,35 +113,3 @@ def _limits(given: Mapping[str, Any]) -> Limits:
         known = ", ".join(Limits.model_fields)
         reason = f"there is no such limit; known: {known}" if first["type"] == "extra_forbidden" else first["msg"]
         raise CapabilityError(f"limit {where}: {reason}" if where else reason) from error
-
-
-def _listen(host: str, port: int, *, expose: bool) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        if not _is_loopback(address) and not expose:
-            raise SandboxError(
-                f"{host} is not a loopback address: whoever reaches it and has the token could run programs on this "
-                "machine, and nothing on the way is encrypted; say --expose if that is wanted, or let clients come "
-                "through an SSH tunnel or a proxy that speaks TLS"
-            )
-        # asyncio turns off the waiting for more to send only where the protocol is named.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-    except (OSError, OverflowError) as error:
-        raise SandboxError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
-
-
-def _is_loopback(address: Sequence[Any]) -> bool:
-    return ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

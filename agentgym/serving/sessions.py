@@ -1,0 +1,190 @@
+"""Sessions: one environment each, one turn at a time, ended by their clients or by silence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, TypeVar
+
+import gymnasium
+from pydantic import Field
+
+from agentgym.env import AgentEnv
+from agentgym.errors import AgentgymError
+from agentgym.serving.wire import Action, Reset, Seen, seen
+from agentgym.types import Record
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Bounds(Record):
+    """What clients may take."""
+
+    sessions: Annotated[int, Field(ge=1)] = 256
+    session_ttl_s: Annotated[float, Field(gt=0)] = 600.0
+    """A session that nothing was asked of for so long is ended."""
+    turn_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """A turn that takes longer ends its session."""
+    message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
+    threads: Annotated[int, Field(ge=1)] = 64
+    """Turns at once."""
+
+
+class FullError(AgentgymError):
+    """The server has as many sessions as it allows."""
+
+
+class UnknownSessionError(AgentgymError):
+    """There is no such session, or none any more."""
+
+
+class TurnTimeoutError(AgentgymError):
+    """A turn took too long, and its session is gone."""
+
+
+class CrashError(AgentgymError):
+    """An environment raised what it should not; clients are not told what, for it may show what is hidden."""
+
+
+@dataclass(eq=False)
+class Session:
+    """One client's environment."""
+
+    id: str
+    env: AgentEnv
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    used_at: float = field(default_factory=time.monotonic)
+    episode_id: str | None = None
+    task_id: str | None = None
+    step_count: int = 0
+    done: bool = False
+
+    def state(self) -> dict[str, Any]:
+        """Return what a client may know of its session."""
+        return {
+            "session_id": self.id,
+            "episode_id": self.episode_id,
+            "task_id": self.task_id,
+            "step_count": self.step_count,
+            "done": self.done,
+        }
+
+
+class Sessions:
+    """All sessions of a server. Its methods belong to one event loop; environments run in threads of their own."""
+
+    def __init__(self, make_env: Callable[[], AgentEnv], bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds()
+        self._make_env = make_env
+        self._open: dict[str, Session] = {}
+        self._beginning = 0
+        self._threads = ThreadPoolExecutor(self.bounds.threads, thread_name_prefix="turn")
+        self.counts = {"begun": 0, "ended": 0, "expired": 0, "refused": 0, "turns": 0, "episodes": 0, "errors": 0}
+        self.turn_seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def begin(self) -> Session:
+        """Open a session.
+
+        Raises:
+            FullError: there are as many as allowed.
+        """
+        if len(self._open) + self._beginning >= self.bounds.sessions:
+            self.counts["refused"] += 1
+            raise FullError(f"the server has {self.bounds.sessions} sessions, as many as it allows; try again later")
+        self._beginning += 1
+        try:
+            env = await self._in_thread(self._make_env)
+        finally:
+            self._beginning -= 1
+        session = Session(secrets.token_urlsafe(24), env)
+        self._open[session.id] = session
+        self.counts["begun"] += 1
+        return session
+
+    def find(self, session_id: str) -> Session:
+        """Return an open session.
+
+        Raises:
+            UnknownSessionError: there is none of that id.
+        """
+        session = self._open.get(session_id)
+        if session is None:
+            raise UnknownSessionError("there is no such session; it was ended, was silent for too long, or never began")
+        session.used_at = time.monotonic()
+        return session
+
+    async def reset(self, session: Session, asked: Reset) -> Seen:
+        """Begin an episode."""
+        options = {name: value for name, value in (("task", asked.task), ("hint", asked.hint)) if value is not None}
+        messages, info = await self._turn(session, partial(session.env.reset, seed=asked.seed, options=options))
+        session.episode_id = asked.episode_id or secrets.token_hex(8)
+        session.task_id, session.step_count, session.done = info["task_id"], 0, False
+        self.counts["episodes"] += 1
+        return seen(messages, info, None, (False, False))
+
+    async def step(self, session: Session, action: Action) -> Seen:
+        """Take one turn."""
+        messages, reward, terminated, truncated, info = await self._turn(
+            session, partial(session.env.step, action.message())
+        )
+        session.step_count += 1
+        session.done = terminated or truncated
+        return seen(messages, info, reward, (terminated, truncated))
+
+    async def end(self, session: Session, how: str = "ended") -> None:
+        """Close a session; a turn that still runs loses its sandbox and ends by itself."""
+        if self._open.pop(session.id, None) is not None:
+            self.counts[how] += 1
+            await self._in_thread(session.env.close)
+
+    async def sweep(self) -> None:
+        """End silent sessions, for ever."""
+        while True:
+            await asyncio.sleep(min(1.0, self.bounds.session_ttl_s / 4))
+            now = time.monotonic()
+            for one in [*self._open.values()]:
+                if not one.turn.locked() and now - one.used_at > self.bounds.session_ttl_s:
+                    logger.info("a silent session is ended session=%s", one.id[:8])
+                    await self.end(one, "expired")
+
+    async def close(self) -> None:
+        """End all sessions."""
+        await asyncio.gather(*(self.end(one) for one in [*self._open.values()]))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _turn(self, session: Session, call: Callable[[], Result]) -> Result:
+        async with session.turn:
+            self.find(session.id)  # it may have ended while this turn waited
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self.bounds.turn_timeout_s):
+                    return await self._in_thread(call)
+            except TimeoutError:
+                await self.end(session, "expired")
+                raise TurnTimeoutError(
+                    f"the turn took longer than {self.bounds.turn_timeout_s:g} s; its session is ended"
+                ) from None
+            except (AgentgymError, gymnasium.error.ResetNeeded):
+                self.counts["errors"] += 1
+                raise
+            except Exception as error:
+                self.counts["errors"] += 1
+                logger.exception("an environment raised session=%s", session.id[:8])
+                raise CrashError("the environment raised an error; the server's log has it") from error
+            finally:
+                session.used_at = time.monotonic()
+                self.counts["turns"] += 1
+                self.turn_seconds += time.monotonic() - began
+
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)

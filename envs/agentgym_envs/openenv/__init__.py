@@ -1,0 +1,1 @@
+"""Any server that speaks OpenEnv's protocol, as an environment to train and evaluate on."""
