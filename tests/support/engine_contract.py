@@ -235,16 +235,16 @@ class EngineContract:
 
         async def play() -> tuple[int, Generation]:
             before = subject.engine.weight_version
-            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=1000))
-            await asyncio.sleep(0.3)
+            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=1900))
+            await asyncio.sleep(0.15)
             stir(subject.model, 5)
             await subject.engine.update_weights()
             return before, await asked
 
         before, made = subject.run(play())
-        assert (made.weight_version, made.stop_reason, len(made.ids)) == (before, "length", 1000)
+        assert (made.weight_version, made.stop_reason, len(made.ids)) == (before, "length", 1900)
         (first, count), (second, rest) = made.spans
-        assert (first, second, count + rest) == (before, before + 1, 1000)
+        assert (first, second, count + rest) == (before, before + 1, 1900)
         by_old = forward_logprobs(old, PROMPTS[0], made.ids, Sampling())
         by_new = forward_logprobs(subject.model, PROMPTS[0], made.ids, Sampling())
         assert made.logprobs == pytest.approx(by_old[:count] + by_new[count:], abs=TOLERANCE)

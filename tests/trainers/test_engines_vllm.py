@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 from engine_contract import EngineContract, Subject, contract_model
@@ -28,3 +29,26 @@ def subject() -> Iterator[Subject]:
 
 class TestVLLMEngine(EngineContract):
     pass
+
+
+def test_the_native_trainer_takes_two_steps_with_vllm(lab: Any) -> None:
+    run = lab.train(
+        trainer={
+            "model": {
+                "vocab_size": 320, "hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 96,
+                "context_length": 256,
+            },
+            "engine": {"name": "vllm"},
+            "sft": {"steps": 20, "demonstrations": 64},
+            "policy": {"steps": 2, "tasks_per_step": 4, "attempts": 4, "optim": {"lr": 1e-2}},
+        },
+        tasks={"test": 4},
+    )  # fmt: skip
+    steps = [line for line in run.metrics() if "train/drift" in line]
+    assert len(steps) == 2
+    # What vLLM says it sampled from is what the learner computes, with the weights of each step.
+    assert all(line["train/drift"] < 1e-5 for line in steps)
+    versions = [
+        {turn.weight_version for one in run.read_trajectories(step) for turn in one.turns} for step in run.steps()
+    ]
+    assert versions == [{0}, {1}]

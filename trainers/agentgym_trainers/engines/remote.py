@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from agentgym.errors import AgentgymError, InfrastructureError
+from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
 from agentgym.policy import Generation, Sampling, StopReason
 from agentgym.sampling import derive_seed
 from agentgym_trainers.engines.sampler import check_prompt
@@ -72,7 +72,7 @@ class RemoteEngine(ABC):
         self._updating = asyncio.Lock()
         self._running = asyncio.Event()
         self._closed = False
-        self._broken = ""
+        self._broken: AgentgymError | None = None
 
     @property
     def pending(self) -> int:
@@ -160,9 +160,11 @@ class RemoteEngine(ABC):
             await self._resume()
         except BaseException as error:
             # Nobody knows which of its weights are new: to sample on would be to train on noise.
-            self._broken = f"the engine did not take its weights of version {version}: {error}"
+            self._broken = InfrastructureError(f"the engine did not take its weights of version {version}: {error}")
+            if isinstance(error, RecipeError):
+                self._broken = error
             if isinstance(error, Exception):
-                raise InfrastructureError(self._broken) from error
+                raise self._broken from error
             raise
         finally:
             self._running.set()
@@ -171,7 +173,7 @@ class RemoteEngine(ABC):
         while True:
             await self._running.wait()
             if self._broken:
-                raise InfrastructureError(self._broken)
+                raise self._broken
             if ask.aborted or self._closed:
                 return self._generation(ask, "abort")
             ask.name = f"{id(self)}-{next(self._numbers)}"
@@ -216,7 +218,7 @@ class RemoteEngine(ABC):
         if self._closed:
             raise InfrastructureError(f"the engine is closed; build a new {type(self).__name__}")
         if self._broken:
-            raise InfrastructureError(self._broken)
+            raise self._broken
 
     @abstractmethod
     async def _start(self) -> None:

@@ -1,0 +1,109 @@
+"""An engine at a server says clearly what is wrong with the server; no vLLM is needed to hear it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from engine_contract import Subject, contract_model
+
+from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
+from agentgym_trainers.engines.vllm_server import VLLMServerEngine
+from agentgym_trainers.settings import TrainerSettings
+
+ROUTES: dict[str, Any] = {
+    "/pause?mode=abort": {}, "/collective_rpc": {"results": [None]}, "/update_weight_version": {}, "/resume": {},
+}  # fmt: skip
+
+
+def answer(logprob: float, **changes: Any) -> dict[str, Any]:
+    choice = {
+        "token_ids": [7],
+        "finish_reason": "length",
+        "logprobs": {"content": [{"token_id": 7, "logprob": logprob}]},
+    }
+    return {"choices": [choice | changes]}
+
+
+@contextmanager
+def serving(routes: dict[str, Any]) -> Iterator[str]:
+    """Answer routes with JSON, or with a status where the answer is a number."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            said = routes.get(self.path, 404)
+            body = json.dumps(said).encode()
+            self.send_response(said if isinstance(said, int) else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's name
+            """Keep quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("routes", "error", "reason"),
+    [
+        ({}, RecipeError, "has no /pause; start it with VLLM_SERVER_DEV_MODE=1"),
+        (ROUTES | {"/collective_rpc": 404}, RecipeError, "has no /collective_rpc; .*vllm_worker.WeightFiles"),
+        (ROUTES | {"/collective_rpc": 500}, InfrastructureError, "did not take its weights of version 0: .*status 500"),
+        (ROUTES | {"/inference/v1/generate": 403}, RecipeError, "start it with --enable-scale-out"),
+        (ROUTES | {"/inference/v1/generate": {"choices": [{"text": "hi"}]}}, InfrastructureError, "without token ids"),
+        (
+            ROUTES | {"/inference/v1/generate": answer(0.0, token_ids=[8])},
+            InfrastructureError,
+            "not those of its token",
+        ),
+        (ROUTES | {"/inference/v1/generate": answer(-0.7)}, RecipeError, "--logprobs-mode processed_logprobs"),
+        (ROUTES | {"/inference/v1/generate": answer(0.0)}, RecipeError, "runs another model than the learner"),
+    ],
+)
+def test_an_unfit_server_is_refused_in_one_sentence(routes: Any, error: type[AgentgymError], reason: str) -> None:
+    model = contract_model(tied=True)
+    with serving(routes) as url:
+        subject = Subject(VLLMServerEngine(model, url=url), model)
+        with subject.runner:
+            for _ in range(2):  # it stays refused
+                with pytest.raises(AgentgymError, match=reason) as caught:
+                    subject.run(subject.ask([3, 4]))
+            assert isinstance(caught.value, error)
+            subject.run(subject.engine.close())
+
+
+def test_a_server_that_is_not_there_is_an_infrastructure_error() -> None:
+    model = contract_model(tied=True)
+    subject = Subject(VLLMServerEngine(model, url="http://127.0.0.1:9"), model)
+    with subject.runner:
+        with pytest.raises(InfrastructureError, match="127.0.0.1:9 does not answer: ConnectError".replace(".", r"\.")):
+            subject.run(subject.ask([3, 4]))
+        subject.run(subject.engine.close())
+
+
+def test_a_turn_beyond_the_context_is_refused() -> None:
+    model = contract_model(tied=True)
+    subject = Subject(VLLMServerEngine(model, url="http://127.0.0.1:9", context_length=20), model)
+    with subject.runner, pytest.raises(ValueError, match=r"within the engine's 20 tokens, found 10 \+ 12"):
+        subject.run(subject.ask([3] * 10))
+
+
+def test_recipes_choose_engines_by_name_and_their_options_are_checked() -> None:
+    chosen = TrainerSettings.model_validate(
+        {"engine": {"name": "vllm-server", "options": {"url": "http://127.0.0.1:8000", "transport": "file"}}}
+    )
+    assert chosen.engine.name == "vllm-server"
+    with pytest.raises(ValueError, match="the engine 'vllm' has no option 'port'; it takes: batching, max_batch"):
+        TrainerSettings.model_validate({"engine": {"name": "vllm", "options": {"port": 1}}})
