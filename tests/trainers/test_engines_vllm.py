@@ -40,7 +40,10 @@ def test_the_native_trainer_takes_two_steps_with_vllm(lab: Any) -> None:
             },
             "engine": {"name": "vllm"},
             "sft": {"steps": 20, "demonstrations": 64},
-            "policy": {"steps": 2, "tasks_per_step": 4, "attempts": 4, "optim": {"lr": 1e-2}},
+            "policy": {
+                "steps": 2, "tasks_per_step": 4, "attempts": 4, "optim": {"lr": 1e-2},
+                "loss_options": {"kl_weight": 0.01},  # so that groups without variance are trained on as well
+            },
         },
         tasks={"test": 4},
     )  # fmt: skip

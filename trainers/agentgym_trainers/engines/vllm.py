@@ -17,6 +17,7 @@ from agentgym_trainers.engines.weights import FileSync, LoopClient, TransferSync
 
 logger = logging.getLogger(__name__)
 
+_GRACE_S = 20.0
 _EXTENSION = "agentgym_trainers.engines.vllm_worker.WeightFiles"
 
 
@@ -163,4 +164,4 @@ class VLLMEngine(RemoteEngine):
         if self._sync is not None:
             await self._sync.close()
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(llm.shutdown, _GRACE_S)
