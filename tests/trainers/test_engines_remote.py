@@ -7,14 +7,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from engine_contract import Subject, contract_model
+import torch
+from engine_contract import PROMPTS, Subject, contract_model, stir
 
-from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
+from agentgym import registry
+from agentgym.errors import AgentgymError, InfrastructureError, MissingExtraError, RecipeError
 from agentgym_trainers.engines.vllm_server import VLLMServerEngine
-from agentgym_trainers.settings import TrainerSettings
+from agentgym_trainers.engines.weights import check_weights, copy_weights, whole_weights
+from agentgym_trainers.lora import add_lora
+from agentgym_trainers.settings import LoraSettings, TrainerSettings
 
 ROUTES: dict[str, Any] = {
     "/pause?mode=abort": {}, "/collective_rpc": {"results": [None]}, "/update_weight_version": {}, "/resume": {},
@@ -107,3 +112,21 @@ def test_recipes_choose_engines_by_name_and_their_options_are_checked() -> None:
     assert chosen.engine.name == "vllm-server"
     with pytest.raises(ValueError, match="the engine 'vllm' has no option 'port'; it takes: batching, max_batch"):
         TrainerSettings.model_validate({"engine": {"name": "vllm", "options": {"port": 1}}})
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_a_missing_vllm_is_one_sentence_with_the_command() -> None:
+    with pytest.raises(MissingExtraError, match=r'vllm is not installed; .*pip install "agentgym-rlvr\[vllm\]"'):
+        registry.create("engines", "vllm", model=contract_model(tied=True))
+
+
+def test_adapters_travel_as_part_of_their_layers() -> None:
+    pytest.importorskip("peft", reason="needs peft")
+    model, plain = contract_model(tied=True), contract_model(tied=True)
+    add_lora(model, LoraSettings(rank=2), seed=0)
+    stir(model, 1)
+    copy_weights(plain, whole_weights(model))
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    check_weights(whole_weights(plain), model)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from engine_contract import EngineContract, Subject, contract_model
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from agentgym.errors import RecipeError
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM; `make test-vllm` installs its CPU build"),
@@ -29,6 +32,18 @@ def subject() -> Iterator[Subject]:
 
 class TestVLLMEngine(EngineContract):
     pass
+
+
+def test_heads_that_its_kernels_do_not_know_are_refused() -> None:
+    from agentgym_trainers.engines.vllm import VLLMEngine
+
+    shape = contract_model(tied=True).config.to_dict() | {"hidden_size": 48, "head_dim": 24}
+    model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    made = Subject(VLLMEngine(model), model)
+    with made.runner:
+        with pytest.raises(RecipeError, match=r"heads of 32, .* numbers, found 24"):
+            made.run(made.ask([3]))
+        made.run(made.engine.close())
 
 
 def test_the_native_trainer_takes_two_steps_with_vllm(lab: Any) -> None:

@@ -18,7 +18,7 @@ from agentgym_trainers.engines.decode import FixedBatch
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, check_prompt
 from agentgym_trainers.engines.slots import fits_slots
-from agentgym_trainers.engines.weights import check_weights, copy_weights, whole_weights
+from agentgym_trainers.engines.weights import check_weights, copy_weights
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +160,8 @@ class HFEngine:
             self.prefixes.clear()
             self.weight_version = version
             return
-        given = list(whole_weights(self._source)) if weights is None else check_weights(weights, self._model)
-        update = _Update(given, version)
+        own = self._source.state_dict().items()  # under the names of the copy, adapters and all
+        update = _Update(list(own) if weights is None else check_weights(weights, self._model), version)
         with self._lock:
             self._updates.append(update)
         self._pump()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from agentgym.errors import InfrastructureError, MissingExtraError
+from agentgym.errors import InfrastructureError, MissingExtraError, RecipeError
 from agentgym.policy import Sampling
 from agentgym_trainers.engines.remote import Part, RemoteEngine
 from agentgym_trainers.engines.weights import FileSync, LoopClient, TransferSync, Transport, WeightSync, pick_transport
@@ -84,6 +84,8 @@ class VLLMEngine(RemoteEngine):
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if self._model.device.type == "cpu":
+            _check_heads(self._model.config.get_text_config())
         logger.info("vLLM starts")
         with tempfile.TemporaryDirectory(prefix="agentgym-vllm-") as folder:
             self._model.config.save_pretrained(folder)
@@ -165,3 +167,16 @@ class VLLMEngine(RemoteEngine):
             await self._sync.close()
         if llm is not None:
             await asyncio.to_thread(llm.shutdown, _GRACE_S)
+
+
+def _check_heads(config: Any) -> None:
+    """Refuse heads that vLLM's CPU kernels do not know: it would say so only in the log of another process."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in known:
+        raise RecipeError(
+            f"vLLM on a CPU wants attention heads of {', '.join(map(str, known))} numbers, found {size}: choose "
+            "hidden and heads otherwise, or the engine hf"
+        )

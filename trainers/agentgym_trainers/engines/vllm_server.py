@@ -72,7 +72,7 @@ class VLLMServerEngine(RemoteEngine):
             MissingExtraError: httpx is not installed.
         """
         if find_spec("httpx") is None:
-            raise MissingExtraError("httpx", "vllm")
+            raise MissingExtraError("httpx", "openai")
         del batching
         super().__init__(model, context_length)
         self._url = url.rstrip("/")

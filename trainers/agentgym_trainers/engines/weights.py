@@ -129,9 +129,9 @@ def pick_transport(wanted: Transport | Literal["auto"], model: Any) -> Transport
 
 
 def whole_weights(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a model's tensors under their names, each storage once, and whole where it is sharded."""
+    """Yield a model's tensors, each storage once: sharded ones whole, low-rank adapters added to their layers."""
     seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _plain_state(model).items():
         gather = getattr(tensor, "full_tensor", None)
         whole = (gather() if callable(gather) else tensor).detach()
         if whole.data_ptr() not in seen:
@@ -146,7 +146,7 @@ def check_weights(weights: Weights, model: Any) -> list[tuple[str, Any]]:
         ValueError: a tensor is missing, unknown or of another shape.
     """
     given = list(weights)
-    own = dict(model.state_dict())
+    own = _plain_state(model)
     strange = [name for name, _ in given if name not in own]
     # A tied tensor has two names, and either will do.
     told = {own[name].data_ptr() for name, _ in given if name in own}
@@ -156,6 +156,12 @@ def check_weights(weights: Weights, model: Any) -> list[tuple[str, Any]]:
         if names:
             raise ValueError(f"the weights do not fit {type(model).__name__}: {names[0]} is {what}")
     return given
+
+
+def _plain_state(model: Any) -> dict[str, Any]:
+    from agentgym_trainers.lora import has_lora, merged_state
+
+    return merged_state(model) if has_lora(model) else dict(model.state_dict())
 
 
 def copy_weights(model: Any, weights: Weights) -> None:
