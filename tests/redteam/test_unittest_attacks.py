@@ -243,9 +243,10 @@ u.TestCase.__call__ = lambda self, result=None: result
 
 
 @pytest.mark.parametrize(("naive", "code"), ATTACKS)
-def test_an_attack_that_fools_a_naive_grader_scores_nothing(backend: SandboxBackend, naive: Naive, code: str) -> None:
-    assert naive(backend, code)
-    assert judged(backend, code).value == 0.0
+def test_an_attack_that_fools_a_naive_grader_scores_nothing(anywhere: SandboxBackend, naive: Naive, code: str) -> None:
+    if anywhere.name == "process":  # the naive ones believe the same in a container
+        assert naive(anywhere, code)
+    assert judged(anywhere, code).value == 0.0
 
 
 @pytest.mark.parametrize("naive", [by_exit_code, by_log])
