@@ -1,0 +1,249 @@
+"""The native trainer against TRL's: the same model, task and budget, and tools of several speeds, in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import site
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+TRL = "trl==1.16.0"
+ROOT = Path(__file__).parents[1]
+SHAPES: Mapping[str, Mapping[str, int]] = {
+    "0.5M": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "25M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
+}
+WARM_LR = {"0.5M": 1e-3, "25M": 3e-4}
+OURS: Mapping[str, int] = {"ours, in turns": 0, "ours, overlapping": 1}
+"""How stale samples may be."""
+WANTED = {"0": 2.0, "0.05": 5.0, "0.2": 9.0}
+"""By how much a step is to be faster than TRL's, by the tools' latency in seconds."""
+app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+
+
+class BenchmarkError(Exception):
+    """Something could not be measured, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one system did in its time."""
+
+    steps: Sequence[Mapping[str, float]]
+    """The first is left out: caches and pools fill in it."""
+    peak_mb: float
+
+    @property
+    def seconds(self) -> float:
+        """Median wall time of a step."""
+        return statistics.median(one["seconds"] for one in self.steps)
+
+    @property
+    def sampled_per_cpu_second(self) -> float:
+        """Sampled tokens per CPU second of whole steps."""
+        return sum(one["sampled"] for one in self.steps) / max(1e-9, sum(one["cpu"] for one in self.steps))
+
+    @property
+    def trained_per_second(self) -> float:
+        """Trained tokens per second of updates, over the steps that taught anything."""
+        taught = [one for one in self.steps if one["trained"]]
+        return sum(one["trained"] for one in taught) / max(1e-9, sum(one["learn"] for one in taught))
+
+    @property
+    def reward(self) -> float:
+        """Mean reward of the last three steps: how far the same time led."""
+        return statistics.fmean(one["reward"] for one in self.steps[-3:])
+
+
+@app.command()
+def main(
+    quick: Annotated[bool, typer.Option(help="Ten seconds for each system and latency, the small model only.")] = False,
+    seconds: Annotated[float, typer.Option(min=5, help="Training time of each system, at each latency.")] = 60,
+    model: Annotated[str, typer.Option(help="0.5M or 25M.")] = "0.5M",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of each system's tensors; 0: as PyTorch likes.")] = 1,
+    latencies: Annotated[str, typer.Option(help="Of tools, in seconds.")] = "0,0.05,0.2",
+    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Install TRL into an environment of its own.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+) -> None:
+    """Train a calculator agent with each system for the same time; print what a step costs and where it led.
+
+    Then tools whose latency is heavy-tailed: our overlapping schedule against our steps in turns.
+
+    For example:
+
+        python -m benchmarks.trainer --quick
+
+        python -m benchmarks.trainer --model 25M --seconds 300 --json trainer.json
+    """
+    if model not in SHAPES:
+        raise typer.BadParameter(f"--model knows {', '.join(SHAPES)}, not {model!r}")
+    seconds = 10.0 if quick else seconds
+    budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8}
+    speeds = latencies.split(",")
+    console = Console(width=None if Console().is_terminal else 160)
+    found: dict[str, dict[str, Figures]] = {}
+    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
+        python = install(bars) if peer else None
+        warm: dict[str, Any] = {"shape": {**SHAPES[model], "num_key_value_heads": SHAPES[model]["num_attention_heads"]}}
+        warm |= {"steps": 300 if model == "0.5M" else 150, "lr": WARM_LR[model], "threads": threads}
+        bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + bool(python)) + len(OURS))
+        begun = ours({**warm, "model": f"{folder}/model"})
+        bars.advance(bar)
+        for speed in [*speeds, "heavy"]:
+            asked = {**budget, "model": f"{folder}/model", "latency": speed}
+            systems: dict[str, Figures] = {}
+            for name, staleness in OURS.items():
+                bars.update(bar, description=f"{name}, tools {speed}")
+                allowed = 3 if speed == "heavy" and staleness else staleness
+                systems[name] = figures(ours({**asked, "max_staleness": allowed, "compute": {}}))
+                bars.advance(bar)
+            if python is not None and speed != "heavy":
+                bars.update(bar, description=f"TRL, tools {speed}")
+                systems["TRL"] = figures(theirs(python, asked))
+                bars.advance(bar)
+            found[speed] = systems
+    console.print(f"{begun['parameters'] / 1e6:.2f}M parameters, warm start {begun['reward']:.2f}, {threads} thread(s)")
+    console.print(table(found))
+    console.print(ratios(found))
+    if json_file is not None:
+        plain = {speed: {name: one.steps for name, one in systems.items()} for speed, systems in found.items()}
+        json_file.write_text(json.dumps({"warm": begun, "steps": plain}, indent=1) + "\n")
+
+
+def figures(answer: Mapping[str, Any]) -> Figures:
+    """Read a worker's answer."""
+    if len(answer["steps"]) < 2:
+        raise BenchmarkError("a system took fewer than two steps in its time; give it more --seconds")
+    return Figures(answer["steps"][1:], answer["peak_mb"])
+
+
+def ours(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask our worker."""
+    return ask([sys.executable, "-m", "benchmarks.workers.trainer_ours"], asked)
+
+
+def theirs(python: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask TRL's worker."""
+    return ask([str(python), str(ROOT / "benchmarks" / "workers" / "trainer_trl.py")], asked)
+
+
+def ask(command: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a worker in a process of its own, and return its answer.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [*command, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **quiet},
+        check=False,
+    )
+    if done.returncode:
+        raise BenchmarkError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-600:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def install(bars: Progress) -> Path:
+    """Make TRL's virtual environment, once; PyTorch and transformers are this environment's own."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = (
+        cache / "agentgym" / "benchmarks" / f"{TRL.replace('==', '-')}-py{sys.version_info[0]}.{sys.version_info[1]}"
+    )
+    python = folder / "bin" / "python"
+    if (folder / "ready").exists():
+        return python
+    task = bars.add_task(f"installing {TRL}", total=None)
+    shutil.rmtree(folder, ignore_errors=True)
+    run([sys.executable, "-m", "venv", str(folder)])
+    shared = [one for one in sys.path if one.endswith("site-packages")] or site.getsitepackages()
+    target = next((folder / "lib").glob("python*")) / "site-packages" / "shared.pth"
+    target.write_text("\n".join(shared) + "\n")
+    run([str(folder / "bin" / "pip"), "install", "--quiet", TRL])
+    (folder / "ready").touch()
+    bars.remove_task(task)
+    return python
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command that installs something."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchmarkError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-400:]}")
+
+
+def table(found: Mapping[str, Mapping[str, Figures]]) -> Table:
+    """Return what each system did."""
+    made = Table(title="medians of one run", box=box.MARKDOWN)
+    for name in ("tools, s", "system", "s per step", "steps", "sampled tokens per CPU s", "trained tokens per s",
+                 "peak MB", "reward at the end"):  # fmt: skip
+        made.add_column(name, justify="right" if name != "system" else "left")
+    for speed, systems in found.items():
+        for name, one in systems.items():
+            made.add_row(
+                speed, name, f"{one.seconds:.2f}", str(len(one.steps)), f"{one.sampled_per_cpu_second:,.0f}",
+                f"{one.trained_per_second:,.0f}", f"{one.peak_mb:,.0f}", f"{one.reward:.2f}",
+            )  # fmt: skip
+    return made
+
+
+def ratios(found: Mapping[str, Mapping[str, Figures]]) -> Table:
+    """Return what is wanted of ratios, and what was measured; of ours, the better schedule at each latency."""
+    made = Table(title="promised", box=box.MARKDOWN)
+    for name in ("ratio", "wanted", "measured", ""):
+        made.add_column(name)
+    for title, wanted, measured in _compared(found):
+        made.add_row(title, f">= {wanted:g}", f"{measured:.2f}", "met" if measured >= wanted else "MISSED")
+    return made
+
+
+def _compared(found: Mapping[str, Mapping[str, Figures]]) -> list[tuple[str, float, float]]:
+    rows: list[tuple[str, float, float]] = []
+    for speed, systems in found.items():
+        own = [systems[name] for name in OURS]
+        if speed == "heavy":
+            rows.append(("a step in turns against one that overlaps, heavy-tailed tools", 1.6, _times(own)))
+        if (trl := systems.get("TRL")) is None:
+            continue
+        best = min(own, key=lambda one: one.seconds)
+        if speed in WANTED:
+            rows.append((f"TRL's step against ours, tools {speed} s", WANTED[speed], trl.seconds / best.seconds))
+        if speed == "0":
+            sampled = best.sampled_per_cpu_second / trl.sampled_per_cpu_second
+            trained = max(one.trained_per_second for one in own) / trl.trained_per_second
+            rows.append(("sampled tokens per CPU second against TRL's, its own generation", 3.0, sampled))
+            rows.append(("trained tokens per second against TRL's", 1.3, trained))
+            rows.append(("TRL's peak memory against ours", 1.25, trl.peak_mb / best.peak_mb))
+    return rows
+
+
+def _times(own: Sequence[Figures]) -> float:
+    # Steps per second of the whole time: the median of overlapping steps says little, since some of them wait for none.
+    in_turns, overlapping = (len(one.steps) / sum(step["seconds"] for step in one.steps) for one in own)
+    return overlapping / in_turns
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except BenchmarkError as error:
+        Console(stderr=True).print(str(error), markup=False, style="red")
+        sys.exit(1)

@@ -1,0 +1,155 @@
+"""TRL's GRPOTrainer in its environment mode, for a while; one JSON object on standard output."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
+from trl.chat_template_utils import qwen3_template  # type: ignore[import-not-found]
+
+
+def wait(latency: str) -> None:
+    """Sleep as `benchmarks.trainer_task.wait` does."""
+    if latency == "heavy":
+        time.sleep(min(3.0, 0.02 * random.paretovariate(1.1)))
+    elif float(latency):
+        time.sleep(float(latency))
+
+
+class Calculator:
+    """One episode's calculator."""
+
+    latency = "0"
+
+    def reset(self, **row: Any) -> None:
+        """Forget everything; there is nothing."""
+
+    def calc(self, expression: str) -> str:
+        """Add or subtract two numbers.
+
+        Args:
+            expression: such as 38+47.
+
+        Returns:
+            The result.
+        """
+        wait(self.latency)
+        found = re.fullmatch(r"(\d{1,6})([+-])(\d{1,6})", expression.strip())
+        if not found:
+            return "error: wanted a+b or a-b"
+        left, sign, right = found.groups()
+        return str(int(left) + int(right) if sign == "+" else int(left) - int(right))
+
+
+class Measured(GRPOTrainer):  # type: ignore[misc]
+    """Notes how long sampling takes and how many tokens the model wrote."""
+
+    rollout, cpu, sampled = 0.0, 0.0, 0
+
+    def _generate_and_score_completions(self, *given: Any, **named: Any) -> Any:
+        began, cpu = time.monotonic(), time.process_time()
+        found = super()._generate_and_score_completions(*given, **named)
+        self.rollout, self.cpu = time.monotonic() - began, time.process_time() - cpu
+        mask = found["tool_mask"] if "tool_mask" in found else found["completion_mask"]
+        self.sampled = int((mask * found["completion_mask"]).sum())
+        return found
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Notes what each step cost, and ends in time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.trainer: Any = None
+        self._seconds = seconds
+        self._began = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._began = self._began or self._wall
+
+    def on_step_end(self, *given: Any, **_: Any) -> Any:
+        """Stop the clock."""
+        wall = time.monotonic() - self._wall
+        self.steps.append(
+            {
+                "seconds": wall,
+                "cpu": time.process_time() - self._cpu,
+                "rollout": self.trainer.rollout,
+                "learn": wall - self.trainer.rollout,
+                "sampled": self.trainer.sampled,
+                "trained": self.trainer.sampled,
+            }
+        )
+        control = given[2]
+        if time.monotonic() - self._began > self._seconds:
+            control.should_training_stop = True
+        return control
+
+
+def expressions(seed: int) -> Iterator[dict[str, Any]]:
+    """Generate rows of three-operand expressions with their values."""
+    draw = random.Random(seed)
+    while True:
+        a, b, c = (draw.randint(10, 99) for _ in range(3))
+        first = "-" if b <= a and draw.random() < 0.5 else "+"
+        part = a - b if first == "-" else a + b
+        second = "-" if c <= part and draw.random() < 0.5 else "+"
+        text = f"{a}{first}{b}{second}{c}"
+        value = part - c if second == "-" else part + c
+        yield {"prompt": [{"role": "user", "content": text}], "answer": str(value)}
+
+
+def exact(completions: list[list[dict[str, Any]]], answer: list[str], **_: Any) -> list[float]:
+    """Reward 1 for a last message that is the value."""
+    return [
+        float((one[-1].get("content") or "").strip() == wanted and one[-1]["role"] == "assistant")
+        for one, wanted in zip(completions, answer, strict=True)
+    ]
+
+
+def train(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Train for so many seconds, and return what each step cost."""
+    Calculator.latency = asked["latency"]
+    torch.set_num_threads(asked["threads"] or torch.get_num_threads())
+    tokenizer = AutoTokenizer.from_pretrained(asked["model"])
+    tokenizer.response_template = qwen3_template
+    rows = list(itertools.islice(expressions(seed=0), 4000))
+    clock, batch = Clock(asked["seconds"]), asked["tasks"] * asked["attempts"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=1,
+            max_steps=10**6, per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2,
+            num_generations=asked["attempts"], max_completion_length=160, max_tool_calling_iterations=5,
+            learning_rate=2e-4, lr_scheduler_type="constant", adam_beta2=0.95, beta=0.0, epsilon=0.2,
+            epsilon_high=0.28, temperature=1.0, gradient_checkpointing=False, disable_tqdm=True,
+            generation_kwargs={"max_length": None},
+        )  # fmt: skip
+        trainer = Measured(
+            model=AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32),
+            args=config, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), reward_funcs=exact,
+            environment_factory=Calculator, callbacks=[clock],
+        )  # fmt: skip
+        clock.trainer = trainer
+        trainer.train()
+        rewards = [one["reward"] for one in trainer.state.log_history if "reward" in one]
+    steps = [{**one, "reward": reward} for one, reward in zip(clock.steps, rewards, strict=False)]
+    return {"steps": steps, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+if __name__ == "__main__":
+    out, sys.stdout = sys.stdout, sys.stderr
+    out.write(json.dumps(train(json.loads(sys.argv[1]))) + "\n")
