@@ -57,7 +57,7 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
                     "reward": metrics["rollout/reward"],
                 }
             )
-            if now - clock["began"] > asked["seconds"]:
+            if now - clock["began"] > asked["seconds"] and len(steps) >= asked["fewest"]:
                 raise Enough
         elif phase == "eval":
             clock["began"] = now
@@ -100,7 +100,7 @@ def warm(asked: Mapping[str, Any]) -> dict[str, Any]:
         )
         model = Qwen2ForCausalLM(config)
         model.save_pretrained(begin)
-        sft = {"steps": asked["steps"], "batch_size": 64, "demonstrations": 1000, "optim": {"lr": asked["lr"]}}
+        sft = {"steps": asked["steps"], "batch_size": 32, "demonstrations": 1000, "optim": {"lr": asked["lr"]}}
         chosen = recipe(
             "0",
             {

@@ -70,10 +70,11 @@ class Measured(GRPOTrainer):  # type: ignore[misc]
 class Clock(TrainerCallback):  # type: ignore[misc]
     """Notes what each step cost, and ends in time."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, fewest: int) -> None:
         self.steps: list[dict[str, float]] = []
         self.trainer: Any = None
         self._seconds = seconds
+        self._fewest = fewest
         self._began = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -95,7 +96,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
             }
         )
         control = given[2]
-        if time.monotonic() - self._began > self._seconds:
+        if time.monotonic() - self._began > self._seconds and len(self.steps) >= self._fewest:
             control.should_training_stop = True
         return control
 
@@ -128,7 +129,7 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
     tokenizer.response_template = qwen3_template
     rows = list(itertools.islice(expressions(seed=0), 4000))
-    clock, batch = Clock(asked["seconds"]), asked["tasks"] * asked["attempts"]
+    clock, batch = Clock(asked["seconds"], asked["fewest"]), asked["tasks"] * asked["attempts"]
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=1,

@@ -42,7 +42,7 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
         "activations": _FLOAT * tokens * text.hidden_size * text.num_hidden_layers,
         "logits": 2 * _FLOAT * logits,
     }
-    if ranks > 1:
+    if ranks > 1 or settings.schedule.max_staleness:
         needs["the sampler's weights"] = _FLOAT * whole
     return needs
 
