@@ -1,0 +1,55 @@
+"""The trainer's benchmark poses one task to both systems, and says what its figures say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agentgym_trainers.chat import ChatFormat
+from benchmarks.trainer import Figures, ratios, table
+from benchmarks.trainer_task import BenchmarkCalculator, write_tokenizer
+
+
+def figures(seconds: float, rewards: tuple[float, ...] = (0.2, 0.4, 0.6)) -> Figures:
+    step = {"seconds": seconds, "cpu": seconds / 2, "learn": seconds / 4, "sampled": 1000.0, "trained": 500.0}
+    return Figures([{**step, "reward": one} for one in rewards], peak_mb=100 * seconds)
+
+
+def test_demonstrations_are_played_as_they_would_be_by_a_model(tmp_path: Path) -> None:
+    env = BenchmarkCalculator(latency="0")
+    chat = ChatFormat(write_tokenizer(tmp_path))
+    task = next(iter(env.tasks))
+    env.reset(seed=0, options={"task": task})
+    solved = []
+    for seed in range(6):
+        env.reset(seed=seed, options={"task": task})
+        for line in env.demonstration(task, np.random.default_rng(seed)):
+            _, reward, terminated, truncated, _ = env.step(chat.parse(chat.answer(line)))
+        assert terminated or truncated
+        solved.append(reward)
+    assert set(solved) == {0.0, 1.0}
+
+
+def test_heavy_tails_and_plain_latencies_take_their_time() -> None:
+    env = BenchmarkCalculator(latency="nonsense")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="nonsense"):
+        env.step('<tool_call>\n{"name": "calc", "arguments": {"expression": "1+2"}}\n</tool_call>')
+
+
+def test_ratios_compare_with_the_better_of_our_schedules() -> None:
+    found = {
+        "0.05": {"ours, in turns": figures(2.0), "ours, overlapping": figures(1.0), "TRL": figures(6.0)},
+        "heavy": {"ours, in turns": figures(3.0), "ours, overlapping": figures(2.0)},
+    }
+    made = ratios(found)
+    rows = list(zip(*(column.cells for column in made.columns), strict=True))
+    assert rows == [
+        ("TRL's step against ours, tools 0.05 s", ">= 5", "6.00", "met"),
+        ("a step in turns against one that overlaps, heavy-tailed tools", ">= 1.6", "1.50", "MISSED"),
+    ]
+    assert table(found).row_count == 5
+    assert figures(2.0).reward == pytest.approx(0.4)
+    assert figures(2.0).sampled_per_cpu_second == pytest.approx(1000.0)
