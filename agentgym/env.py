@@ -90,6 +90,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         self.judging = False
         self.review: Review | None = None
         """What training does to a verdict: injected noise, and appeals. Evaluations leave it None."""
+        self.progress: float | None = None
+        """How far training has come, from 0 to 1, for curricula inside environments. Evaluations leave it None."""
         self._signals: list[Signal] = []
         self._refused = 0
         self.turns: list[Turn] = []

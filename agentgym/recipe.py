@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -204,6 +204,14 @@ class Recipe(Record):
         return Prepared(self, make_env, backend, scheme, guidance, train, held_out[self.evaluation.split], review)
 
 
+@dataclass(slots=True)
+class Clock:
+    """Tells environments how far training has come."""
+
+    progress: float = 0.0
+    """From 0 to 1; the trainer sets it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A recipe's parts, built and checked."""
@@ -218,11 +226,13 @@ class Prepared:
     """The tasks of the split that the recipe evaluates on."""
     review: Review | None = None
     """What happens to training verdicts; evaluations never use it."""
+    clock: Clock = field(default_factory=Clock)
 
     def make_training_env(self) -> AgentEnv:
         """Build an environment whose verdicts are those that training sees, with noise and appeals if there are any."""
         env = self.make_env()
         env.review = self.review
+        env.progress = self.clock.progress
         return env
 
 

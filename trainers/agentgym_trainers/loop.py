@@ -135,6 +135,7 @@ class Trainer:
 
     async def _policy_step(self) -> Metrics:
         clock = Stopwatch()
+        self.prepared.clock.progress = (self.step - self.settings.sft.steps) / self.settings.policy.steps
         groups, metrics = await self.collector.next(self.step)
         rewards = [self.prepared.scheme(group) for group in groups]
         clock.lap("rollout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import time
@@ -54,6 +55,28 @@ def find(path: Path, query: str, k: int, dense: str | None) -> None:
     for hit in hits:
         say(f"{hit.score:8.3f}  {hit.passage.id}  {hit.passage.title}", style="bold")
         say(f"          {' '.join(hit.passage.text.split())[:200]}")
+
+
+def questions(path: Path, to: Path, count: int, hops: int, seed: int) -> None:
+    """Make questions, and say what was dropped and why."""
+    from agentgym_envs.search.questions import Generator, summary
+
+    retriever = EmbeddedRetriever.shared(path)
+    with progress() as bars:
+        bar = bars.add_task("reading", total=retriever.passages, note="")
+        made = Generator(bars.track(retriever.all(), task_id=bar))
+        bar = bars.add_task("asking", total=count, note="")
+        found = list(bars.track(made.generate(count, hops=hops, seed=seed), task_id=bar))
+    lines = "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in found)
+    part = to.with_name(f".{to.name}.part")
+    try:
+        part.write_text(lines, encoding="utf-8")
+        part.replace(to)
+    except OSError as error:
+        raise AgentgymError(f"{to} cannot be written: {error.strerror}") from error
+    for line in summary(len(found), made.dropped):
+        say(line)
+    say(f"next: agentgym validate agentgym/Search-v0 questions={to} retriever={path} --sample 20")
 
 
 def serve(path: Path, dense: str | None, host: str, port: int) -> None:

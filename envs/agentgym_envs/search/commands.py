@@ -58,6 +58,25 @@ def find(
 
 
 @group.command()
+def questions(
+    index: Index,
+    to: Annotated[Path, typer.Option(help="The JSON Lines file to write.")] = Path("questions.jsonl"),
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    hops: Annotated[int, typer.Option(min=1, max=6, help="How many passages lead to each answer.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="What is drawn.")] = 0,
+) -> None:
+    """Make multi-hop questions from a corpus whose passages name or link each other.
+
+    Each answer is derived again from the question and the corpus alone. What cannot be is dropped, and counted.
+
+    Example: `agentgym search questions corpus.idx --hops 3 --to questions.jsonl`
+    """
+    from agentgym_envs.search import cli
+
+    cli.questions(index, to, count, hops, seed)
+
+
+@group.command()
 def serve(
     index: Index,
     dense: Annotated[str | None, typer.Option(help="Fuse with vectors of this model.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -97,10 +98,12 @@ Settings = Annotated[
     EmbeddedSettings | DenseSettings | HybridSettings | RemoteSettings | OpenSearchSettings, Field(discriminator="kind")
 ]
 _SETTINGS: TypeAdapter[Any] = TypeAdapter(Settings)
+_shared: dict[str, Retriever] = {}
+_lock = threading.Lock()
 
 
 def open_retriever(chosen: Any) -> Retriever:
-    """Return a retriever: of a mapping such as `{kind: remote, url: …}`, or for an index file's path.
+    """Return the one retriever that a process has for a mapping such as `{kind: remote, url: …}`, or for an index file.
 
     Raises:
         RecipeError: the mapping is malformed.
@@ -114,7 +117,13 @@ def open_retriever(chosen: Any) -> Retriever:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "retriever"
         raise RecipeError(f"the retriever is malformed: {where}: {first['msg']}") from error
-    return _open(found)
+    if isinstance(found, EmbeddedSettings):
+        return _open(found)  # shared by what the file is, for it may be replaced
+    with _lock:
+        name = found.model_dump_json()
+        if name not in _shared:
+            _shared[name] = _open(found)
+        return _shared[name]
 
 
 def _open(chosen: Any) -> Retriever:
