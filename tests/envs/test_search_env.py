@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def test_rows_that_cannot_be_tasks_are_told(tmp_path: Path) -> None:
 def test_generated_tasks_keep_every_promise() -> None:
     check_environment("agentgym/Search-v0", count=20)
     for difficulty in (1.0, 2.5, 4.0):
-        make = lambda: registry.make("agentgym/Search-v0", count=12, difficulty=difficulty)  # noqa: B023, E731
+        make = partial(registry.make, "agentgym/Search-v0", count=12, difficulty=difficulty)
         found = validate(make, list(make().tasks)[:4], plan=Plan(attacks=None, jobs=1))
         assert found.passed, found.model_dump_json(indent=1)
 

@@ -94,16 +94,16 @@ def test_every_answer_of_a_world_is_true_of_the_facts_that_it_was_made_of() -> N
     made = Generator(passages)
     for hops in (1, 2, 3, 4):
         questions = list(made.generate(50, hops=hops, seed=1))
-        assert len({one.text for one in questions}) == 50
-        for one in questions:
-            *lines, _ = one.text.split("\n")
+        assert len({question.text for question in questions}) == 50
+        for question in questions:
+            *lines, _ = question.text.split("\n")
             known: dict[str, str] = {}
             for place, line in enumerate(lines, start=1):
                 for name, value in known.items():
                     line = line.replace(name, value)
                 known[f"[{place}]"] = told[line.rstrip(".").replace(f"[{place}]", "@")]
-            assert known[f"[{hops}]"] == one.answer
-            assert len({step.passage for step in one.steps}) == hops
+            assert known[f"[{hops}]"] == question.answer
+            assert len({step.passage for step in question.steps}) == hops
 
 
 def test_equal_seeds_give_equal_worlds_and_questions() -> None:
