@@ -198,6 +198,18 @@ def test_any_rows_become_tasks_once_their_columns_are_named(backend: SandboxBack
     assert info["verdict"].passed
 
 
+def test_a_split_is_the_options_the_rows_own_or_by_the_hash(tmp_path: Path) -> None:
+    def splits(row: Mapping[str, Any], **more: Any) -> list[str]:
+        path = write(tmp_path, [{**QUESTION, "question": f"Double {index}.", **row} for index in range(40)])
+        return [task.split for task in dataset(path, "asserts", fields=FIELDS, **more).tasks]
+
+    assert set(splits({"split": "prompt"})) == {"train"}
+    assert set(splits({"split": "other"}, split="validation")) == {"validation"}
+    assert set(splits({})) == {"train", "validation", "test"}
+    with pytest.raises(TaskError, match=r"rows.jsonl:1 is not a row .*: wanted a split among .*, found 'other'"):
+        splits({"split": "other"})
+
+
 def test_each_kind_of_tests_is_read_and_judged(backend: SandboxBackend, tmp_path: Path) -> None:
     code = "def twice(x):\n    return 2 * x\n"
     suite = (
@@ -236,7 +248,10 @@ def test_what_the_package_datasets_keeps_is_read_too(tmp_path: Path, form: str) 
         table.to_parquet(str(path / "test.parquet"))
     else:
         table.to_parquet(str(path))
-    given = {"hub" if form == "hub" else "path": str(path), "rows": "train" if form == "parquet" else "test"}
+    given = {
+        "hub" if form == "hub" else "path": str(path),
+        "rows": {"parquet": "train", "folder": "test", "hub": "test[:2]"}[form],
+    }
     split = {} if form == "hub" else {"split": "test"}
     env = CodeEnv(family="dataset", dataset={**given, **split, "kind": "asserts", "fields": FIELDS})
     assert [task.split for task in env.tasks] == ["test", "test"]

@@ -27,8 +27,8 @@ from agentgym_envs.code.splits import digest
 
 Name = Literal["id", "prompt", "tests", "public_tests", "reference", "entry", "setup", "language", "split",
                "difficulty", "hints", "output", "checker"]  # fmt: skip
-_SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation",
-                             "test": "test"}  # fmt: skip
+_SPLITS: dict[str, Split] = {"train": "train", "prompt": "train", "validation": "validation", "valid": "validation",
+                             "dev": "validation", "test": "test"}  # fmt: skip
 
 
 class Dataset(Record):
@@ -42,7 +42,7 @@ class Dataset(Record):
     config: str | None = None
     """The hub's configuration."""
     rows: str = "train"
-    """Which of the source's own splits to read, where it has several."""
+    """Which of the source's own splits to read, where it has several; of the hub also a part, such as `test[:100]`."""
     kind: Literal["stdio", "function", "asserts", "unittest"]
     """What `tests` are: inputs and outputs of a program; calls and their values; assert statements; a unittest file."""
     fields: dict[Name, str] = {}
@@ -134,11 +134,18 @@ def _renamed(dataset: Dataset, row: Row) -> dict[str, Any]:
         if name not in found and row.get(name) is not None:
             found[name] = row[name]
     found["id"] = _identify(dataset, row)
-    own = _SPLITS.get(str(found.get("split", dataset.rows if dataset.hub else "")))
-    if "split" in found and own is None:
-        raise ValueError(f"wanted a split among {', '.join(_SPLITS)}, found {found['split']!r}")
-    found["split"] = dataset.split or own
+    found["split"] = dataset.split or _split(
+        found.get("split", dataset.rows.partition("[")[0] if dataset.hub else None)
+    )
     return found
+
+
+def _split(named: Any) -> Split | None:
+    if named is None:
+        return None
+    if named not in _SPLITS:
+        raise ValueError(f"wanted a split among {', '.join(_SPLITS)}, found {named!r}; or name one for all: split=…")
+    return _SPLITS[named]
 
 
 def _identify(dataset: Dataset, row: Row) -> str:
