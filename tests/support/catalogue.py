@@ -209,6 +209,7 @@ GROUPS: tuple[Group, ...] = (
     Group("answer", red("answer", "test_an_expression_that_would_run_for_ever_costs_seconds_and_scores_nothing"), 48),
     Group("answer", red("answer", "test_an_answer_of_any_length_is_judged_at_once"), 45),
     Group("answer", red("answer", "test_a_library_that_evaluates_what_it_reads_can_do_nothing_with_it"), 30),
+    Group("answer", red("search", "test_a_planted_document_fools_a_naive_way_and_earns_nothing"), NUMBERED, naive=True),
     Group(
         "judge",
         red("judge", "test_a_judge_that_an_attack_impresses_is_refused_before_it_can_reward_it"),
