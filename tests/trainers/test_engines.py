@@ -248,6 +248,30 @@ def test_copied_weights_stay_until_they_are_updated() -> None:
         subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])), old)
 
 
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay() -> None:
+    for subject in hf(contract_model(tied=False), weights="copied"):
+        old, head = copy.deepcopy(subject.model), torch.nn.Linear(64, 7, bias=False)
+        stir(subject.model, 3)
+        subject.model.lm_head = head
+        with pytest.raises(ValueError, match=r"do not fit Qwen2ForCausalLM: lm_head\.weight is of another shape"):
+            subject.run(subject.engine.update_weights())
+        subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])), old)
+
+
+def test_a_broken_worker_tells_everybody() -> None:
+    async def play(engine: Any) -> None:
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
+        await asyncio.sleep(0.05)
+        engine._batch = "broken"
+        with pytest.raises(InfrastructureError, match="the engine failed: AttributeError"):
+            await asked
+        with pytest.raises(InfrastructureError, match="the engine is closed"):
+            await engine.generate(PROMPTS[0], Sampling(), "b", ())
+
+    for subject in hf(contract_model(tied=False)):
+        subject.run(play(subject.engine))
+
+
 @given(
     st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=9), st.floats(0, 1, exclude_max=True), st.floats(0.1, 1)
 )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_contract import PROMPTS, Subject, contract_model, stir
+from safetensors.torch import load_file
 
 from agentgym import registry
 from agentgym.errors import AgentgymError, InfrastructureError, MissingExtraError, RecipeError
+from agentgym.policy import BudgetExceeded
 from agentgym_trainers.engines.vllm_server import VLLMServerEngine
-from agentgym_trainers.engines.weights import check_weights, copy_weights, whole_weights
+from agentgym_trainers.engines.weights import FileSync, check_weights, copy_weights, whole_weights
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.settings import LoraSettings, TrainerSettings
 
@@ -98,11 +103,17 @@ def test_a_server_that_is_not_there_is_an_infrastructure_error() -> None:
         subject.run(subject.engine.close())
 
 
-def test_a_turn_beyond_the_context_is_refused() -> None:
+def test_a_turn_ends_with_the_context() -> None:
     model = contract_model(tied=True)
-    subject = Subject(VLLMServerEngine(model, url="http://127.0.0.1:9", context_length=20), model)
-    with subject.runner, pytest.raises(ValueError, match=r"within the engine's 20 tokens, found 10 \+ 12"):
-        subject.run(subject.ask([3] * 10))
+    routes = ROUTES | {"/inference/v1/generate": answer(0.0)}
+    with serving(routes) as url:
+        subject = Subject(VLLMServerEngine(model, url=url, context_length=20, tolerance=1e9), model)
+        with subject.runner:
+            made = subject.run(subject.ask([3] * 19))  # the server would be asked for one token and gives it
+            assert (made.ids, made.stop_reason) == ([7], "length")
+            with pytest.raises(BudgetExceeded):
+                subject.run(subject.ask([3] * 20))
+            subject.run(subject.engine.close())
 
 
 def test_recipes_choose_engines_by_name_and_their_options_are_checked() -> None:
@@ -130,3 +141,23 @@ def test_adapters_travel_as_part_of_their_layers() -> None:
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
     check_weights(whole_weights(plain), model)
+
+
+def test_weights_are_written_elsewhere_where_files_in_memory_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    async def load(path: Path) -> None:
+        copy_weights(plain, load_file(path).items())
+        read.append(path)
+
+    model, plain = contract_model(tied=False), contract_model(tied=False)
+    stir(model, 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("agentgym_trainers.engines.weights._SHARED", tmp_path / "nowhere")
+    asyncio.run(FileSync(load).push(whole_weights(model)))
+    assert read[0].is_relative_to(tmp_path)
+    assert not list(tmp_path.iterdir())
+    for mine, its in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=0)

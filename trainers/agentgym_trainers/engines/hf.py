@@ -211,6 +211,21 @@ class HFEngine:
         self._worker.submit(self._work, forced)
 
     def _work(self, forced: bool) -> None:
+        try:
+            self._serve(forced)
+        except BaseException as error:  # whoever waits must hear of it: nobody looks at a worker's end
+            with self._lock:
+                self._closed, self._busy = True, False
+                futures: list[Future[Any]] = [one.future for one in self._requests.values()]
+                futures += [one.done for one in self._updates]
+            for future in futures:
+                if not future.done():
+                    future.set_exception(InfrastructureError(f"the engine failed: {error!r}"))
+            raise
+        self._pump()
+
+    def _serve(self, forced: bool) -> None:
+        """Compute until there is nothing left to do."""
         while True:
             with self._lock:
                 updates, self._updates = self._updates, []
@@ -234,7 +249,6 @@ class HFEngine:
                 done += self._batch.end(self.weight_version)
             for request, result in done:
                 _resolve(request, result)
-        self._pump()
 
     def _joining(self, forced: bool) -> list[Request]:
         """Take from those who wait whoever may join now."""
@@ -264,7 +278,11 @@ class HFEngine:
         return [(request, found[request]) for request in requests]
 
     def _renew(self, update: _Update) -> list[Result]:
-        copy_weights(self._model, update.weights)
+        try:
+            copy_weights(self._model, update.weights)
+        except ValueError as error:
+            update.done.set_exception(error)
+            return []
         self.weight_version = update.version
         done = self._batch.restart(update.version) if self._batch is not None else []
         update.done.set_result(None)

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
-from agentgym.policy import Generation, Sampling, StopReason
+from agentgym.policy import BudgetExceeded, Generation, Sampling, StopReason
 from agentgym.sampling import derive_seed
 from agentgym_trainers.engines.sampler import check_prompt
 from agentgym_trainers.engines.weights import check_weights, whole_weights
@@ -88,17 +88,18 @@ class RemoteEngine(ABC):
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
     ) -> Generation:
-        """Sample until a stop id or the token limit; cancelling this call ends the request at the server.
+        """Sample until a stop id, the token limit or the context's end; cancelling this ends the request at the server.
 
         Raises:
+            BudgetExceeded: the prompt fills the context.
             InfrastructureError: the engine is closed, or the server failed.
         """
         check_prompt(prompt_ids, self._vocabulary)
-        if len(prompt_ids) + sampling.max_tokens > self._context:
-            raise ValueError(
-                f"wanted prompt and answer within the engine's {self._context} tokens, found {len(prompt_ids)} + "
-                f"{sampling.max_tokens}"
-            )
+        room = self._context - len(prompt_ids)
+        if room < 1:
+            raise BudgetExceeded("context")
+        if sampling.max_tokens > room:
+            sampling = sampling.model_copy(update={"max_tokens": room})
         self._check_open()
         if session in self._asks:
             raise ValueError(f"session {session!r} already has a request; await it before the next turn")
@@ -127,9 +128,10 @@ class RemoteEngine(ABC):
         """
         self._check_open()
         given = list(whole_weights(self._model)) if weights is None else check_weights(weights, self._model)
-        await self._ready(given)
-        async with self._updating:
-            await self._renew(given, self.weight_version + 1 if version is None else version)
+        version = self.weight_version + 1 if version is None else version
+        if not await self._ready(given, version):
+            async with self._updating:
+                await self._renew(given, version)
 
     async def close(self) -> None:
         """Abort what is pending and let go of the server; may be called twice."""
@@ -142,14 +144,17 @@ class RemoteEngine(ABC):
             if self._started:
                 await self._stop()
 
-    async def _ready(self, weights: list[tuple[str, Any]] | None = None) -> None:
-        """Start with the first who asks, and with the learner's weights."""
+    async def _ready(self, weights: list[tuple[str, Any]] | None = None, version: int | None = None) -> bool:
+        """Start with the first who asks, and with the learner's weights; return whether this was the first."""
         async with self._starting:
             self._check_open()
-            if not self._started:
-                await self._start()
-                self._started = True
-                await self._renew(weights or list(whole_weights(self._model)), self.weight_version)
+            if self._started:
+                return False
+            await self._start()
+            self._started = True
+            given = weights or list(whole_weights(self._model))
+            await self._renew(given, self.weight_version if version is None else version)
+            return True
 
     async def _renew(self, weights: list[tuple[str, Any]], version: int) -> None:
         self._running.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 Weights = Iterable[tuple[str, Any]]
 """Names as transformers has them, and whole tensors."""
+_SHARED = Path("/dev/shm")
 Transport = Literal["file", "ipc", "nccl"]
 
 
@@ -31,14 +33,14 @@ class FileSync:
     def __init__(self, load: Callable[[Path], Awaitable[None]], folder: str | None = None) -> None:
         """Take what makes the engine load a file, and where to write it; by default in memory where there is room."""
         self._load = load
-        shared = Path("/dev/shm")
-        self._folder = folder or (str(shared) if shared.is_dir() else None)
+        self._folder = folder
 
     async def push(self, weights: Weights) -> None:
         """Write, load, remove."""
-        with tempfile.TemporaryDirectory(prefix="agentgym-weights-", dir=self._folder) as place:
+        given = list(weights)
+        with tempfile.TemporaryDirectory(prefix="agentgym-weights-", dir=self._folder or _memory_for(given)) as place:
             path = Path(place) / "weights.safetensors"
-            await asyncio.to_thread(_write, weights, path)
+            await asyncio.to_thread(_write, given, path)
             await self._load(path)
 
     async def close(self) -> None:
@@ -165,13 +167,27 @@ def _plain_state(model: Any) -> dict[str, Any]:
 
 
 def copy_weights(model: Any, weights: Weights) -> None:
-    """Copy tensors over a model's own, of the same names and shapes."""
+    """Copy tensors over a model's own.
+
+    Raises:
+        ValueError: the model has no such tensor, or of another shape; nothing was copied.
+    """
     import torch
 
-    own = model.state_dict()
+    own, given = model.state_dict(), list(weights)
+    for name, tensor in given:
+        if name not in own or own[name].shape != tensor.shape:
+            what = "unknown" if name not in own else "of another shape"
+            raise ValueError(f"the weights do not fit {type(model).__name__}: {name} is {what}")
     with torch.no_grad():
-        for name, tensor in weights:
+        for name, tensor in given:
             own[name].copy_(tensor)
+
+
+def _memory_for(weights: Weights) -> Path | None:
+    """Return the folder of files in memory, where there is one and the weights fit in with room to spare."""
+    size = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
+    return _SHARED if _SHARED.is_dir() and shutil.disk_usage(_SHARED).free > 1.2 * size + 2**20 else None
 
 
 def _write(weights: Weights, path: Path) -> None:
