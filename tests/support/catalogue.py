@@ -177,6 +177,17 @@ GROUPS: tuple[Group, ...] = (
     Group("pytest_ids", red("patch", "test_a_diff_that_gets_past_a_naive_way_is_refused"), NUMBERED, naive=True),
     Group("pytest_ids", red("patch", "test_files_of_such_names_are_refused_as_well"), 40),
     Group("pytest_ids", red("patch", "test_a_file_at_the_place_of_the_tests_folder_gives_way"), 35),
+    Group("pytest_ids", red("swe", "test_what_a_naive_harness_pays_for_scores_nothing"), NUMBERED, naive=True),
+    Group(
+        "pytest_ids",
+        red("swe", "test_a_repository_that_kept_its_history_tells_the_fix_and_ours_does_not"),
+        31,
+        naive=True,
+    ),
+    Group("pytest_ids", red("swe", "test_a_writer_that_goes_on_behind_the_submission_changes_nothing"), 39),
+    Group(
+        "pytest_ids", red("swe", "test_programs_that_the_agents_shell_was_taught_are_not_the_judges"), 37, naive=True
+    ),
     Group(
         "answer",
         red("answer", FOOLS),
