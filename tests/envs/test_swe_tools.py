@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
+from agentgym_envs.swe import generated
 from agentgym_envs.swe.editor import Editor
 from agentgym_envs.swe.env import SweEnv
 from agentgym_envs.swe.shell import search_contents, search_names
@@ -112,11 +113,14 @@ def test_search_is_bounded_and_says_when_nothing_is_found(box: Sandbox) -> None:
 
 def test_without_sessions_each_command_begins_in_the_repository(backend: SandboxBackend) -> None:
     env = SweEnv(sandbox=backend)
-    (system, user), _ = env.reset(seed=0)
+    (system, user), _ = env.reset(options={"task": generated.task(0)})
     assert "each in a shell of its own that begins in the repository" in system.content
     assert "<issue>" in user.content
     assert said(env, "bash", command="cd tests; x=1; pwd") == f"{env.root}/tests"
     assert said(env, "bash", command='echo "$PWD$x"') == env.root
+    assert said(env, "bash", command="cd /; python3 -c 'import kit0.words as w; print(w.__file__)'") == (
+        f"{env.root}/kit0/words.py"
+    )
     assert said(env, "bash", command="exit 3") == "[exit code 3]"
     assert said(env, "bash", command="true") == "[no output]"
     assert said(env, "bash", command="sleep 9", timeout_s=0.3) == "[ended: it took longer than 0.3 s]"
@@ -134,7 +138,7 @@ def test_without_sessions_each_command_begins_in_the_repository(backend: Sandbox
 @pytest.mark.docker
 def test_with_sessions_the_shell_remembers_and_survives_its_own_end(docker: SandboxBackend) -> None:
     env = SweEnv(sandbox=docker)
-    (system, _), _ = env.reset(seed=0)
+    (system, _), _ = env.reset(options={"task": generated.task(0)})
     assert "shell of its own" not in system.content
     said(env, "bash", command="cd tests; export X=here; f() { echo called; }; sleep 60 &")
     assert said(env, "bash", command='echo "$PWD $X"; f; kill -0 $! && echo alive').split() == [
@@ -143,6 +147,6 @@ def test_with_sessions_the_shell_remembers_and_survives_its_own_end(docker: Sand
     said(env, "bash", command="exit 0")
     assert said(env, "bash", command='echo "$PWD $X"') == f"{env.root}/tests here"
     assert "took longer" in said(env, "bash", command="sleep 60", timeout_s=0.5)
-    assert said(env, "bash", command="echo again") == "again"
+    assert said(env, "bash", command="cd /; python3 -c 'import kit0; print(1)'") == "1"
     assert said(env, "bash", command=f"echo {shlex.quote('a b')} | wc -w") == "2"
     env.close()

@@ -108,7 +108,10 @@ class SweEnv(AgentEnv):
 
     @tool
     def bash(self, command: str, timeout_s: float = 60.0) -> str:
-        """Run a shell command in the repository; its output and, unless it is 0, its exit code are returned."""
+        """Run a command in the repository and return its output and, unless it is 0, its exit code.
+
+        The shell is /bin/sh; what only bash knows needs `bash -c`.
+        """
         if not 0 < timeout_s <= _MOST_S:
             raise ValueError(f"wanted timeout_s above 0 and at most {_MOST_S:g}, found {timeout_s:g}")
         if _TESTS.search(command) and not self._ran_tests:
@@ -212,7 +215,7 @@ class SweEnv(AgentEnv):
         super()._start_sandbox()
         box = self.sandbox
         self._editor = Editor(box, self.root)
-        self._terminal = Terminal(box, self.sandboxes, self.root)
+        self._terminal = Terminal(box, self.sandboxes, self.root, self._variables())
         self._opened, self._ran_tests = set(), False
         self._gold = frozenset(_gold(self._full_task))
         if "root" in self._full_task.hidden.data:
@@ -221,6 +224,12 @@ class SweEnv(AgentEnv):
         else:
             self._base = given(self.task)
             self._furnish()
+
+    def _variables(self) -> dict[str, str]:
+        """Return what lets Python find the repository's modules from anywhere, as the judges do."""
+        roots = self._full_task.hidden.data.get("import_roots")
+        names = map(str, roots) if isinstance(roots, list) else (".",)
+        return {"PYTHONPATH": ":".join(self.root if one == "." else f"{self.root}/{one}" for one in names)}
 
     def _furnish(self) -> None:
         """Add what is not text, the right to run, and a repository with one commit."""

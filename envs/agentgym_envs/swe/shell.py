@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
 from agentgym.sandbox import ExecResult, Sandbox, SandboxBackend, Shell
 
@@ -16,9 +17,12 @@ _SEARCH_S = 60.0
 class Terminal:
     """Runs an agent's commands: in one shell that remembers where the sandbox has sessions, else each in its own."""
 
-    def __init__(self, box: Sandbox, backend: SandboxBackend, root: str) -> None:
+    def __init__(
+        self, box: Sandbox, backend: SandboxBackend, root: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._box = box
         self._root = root
+        self._variables = dict(variables or {})
         self._has_session = "session" in backend.capabilities
         self._shell: Shell | None = None
 
@@ -35,11 +39,14 @@ class Terminal:
             AgentFault: the agent left the sandbox no room for a command.
         """
         if not self._has_session:
-            result = self._box.exec(("sh", "-c", command), timeout=timeout_s, cwd=self._root, output_limit=_OUTPUT)
+            result = self._box.exec(
+                ("sh", "-c", command), timeout=timeout_s, cwd=self._root, env=self._variables, output_limit=_OUTPUT
+            )
             return told(result, timeout_s)
         if self._shell is None:
             self._shell = self._box.shell()
-            self._shell.run(f"cd '{self._root}'")
+            words = [f"export {name}={shlex.quote(value)}" for name, value in self._variables.items()]
+            self._shell.run("; ".join([f"cd {shlex.quote(self._root)}", *words]))
         return told(self._shell.run(command, timeout=timeout_s, output_limit=_OUTPUT), timeout_s)
 
 
