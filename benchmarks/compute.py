@@ -65,7 +65,7 @@ def rows(variant: str, args: argparse.Namespace) -> Callable[[], object]:
 
     def run() -> None:
         for index_R in portions(batch, torch.arange(len(buffers)), compute):
-            network(batch.rows(index_R), temperature=1.0).logp_BL.sum().backward()
+            network(batch.rows(index_R), temperature=1.0)[0].sum().backward()
 
     return run
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from agentgym.errors import AgentgymError, RecipeError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
 
+_PATIENCE_S = 120.0
 _WATCHED = ("rollout/pass_rate", "rollout/reward", "eval/pass@1", "train/loss", "sft/loss", "loss")
 
 
@@ -44,8 +47,12 @@ def run(wanted: Chosen, folder: Path | None, resume: Path | None, load: Sequence
     chosen, kept = _begin(wanted, folder, resume)
     prepared = chosen.prepare()
     directory = kept or _create(chosen, folder)
-    say(f"training into {directory.path}")
     trainer = registry.create("trainers", str(chosen.trainer.get("name", "native")))
+    if _rank() > 0:
+        with closing(prepared.backend):
+            trainer.train(prepared, directory, resume=kept is not None)
+        return
+    say(f"training into {directory.path}")
     with closing(prepared.backend), progress() as bars:
         trainer.train(prepared, directory, resume=kept is not None, progress=_Report(bars))
     show_curves(directory)
@@ -67,12 +74,35 @@ def _begin(wanted: Chosen, folder: Path | None, resume: Path | None) -> tuple[Re
 
 
 def _create(recipe: Recipe, folder: Path | None) -> RunDirectory:
+    if folder is None and _processes() > 1:
+        raise RecipeError(f"{_processes()} processes train into one folder; name it with --run")
+    if folder is not None and _rank() > 0:
+        return _wait_for(folder)
     if folder is None:
         return RunDirectory.create("runs", recipe)
     try:
         return RunDirectory.create(folder.parent, recipe, name=folder.name)
     except AgentgymError as error:
         raise AgentgymError(f"{error}: agentgym train --resume {folder}") from error
+
+
+def _processes() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _wait_for(folder: Path) -> RunDirectory:
+    """Open the run that the first process creates."""
+    end = time.monotonic() + _PATIENCE_S
+    while not (folder / "manifest.json").exists():
+        if time.monotonic() > end:
+            raise AgentgymError(f"the first process has created no {folder} for {_PATIENCE_S} s")
+        time.sleep(0.1)
+    return RunDirectory.open(folder)
 
 
 def _say_gain(directory: RunDirectory) -> None:

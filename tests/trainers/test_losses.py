@@ -115,3 +115,21 @@ def test_on_policy_truncated_and_clipped_agree() -> None:
         gradients.append(torch.zeros(0) if leaf.grad is None else leaf.grad)
     assert torch.equal(gradients[0], gradients[1])
     assert gradients[0].any()
+
+
+def test_at_sequence_level_a_rows_tokens_share_the_geometric_mean_of_their_ratios() -> None:
+    logp = LOGP.clone().requires_grad_()
+    loss = clipped(logp, OLD, None, ADVANTAGE, MASK, WEIGHT, level="sequence", clip_low=10, clip_high=10)[0]
+    found = torch.autograd.grad(loss, logp)[0]
+    shared = torch.tensor([[(0.2 - 0.5) / 2], [(0.0 - 1.0) / 2]]).exp()
+    assert torch.allclose(found, -shared * ADVANTAGE * WEIGHT * MASK)
+    assert float(loss.detach()) == pytest.approx(float(-(shared * ADVANTAGE * WEIGHT * MASK).sum()))
+
+
+def test_at_sequence_level_a_row_is_followed_or_not_as_a_whole() -> None:
+    logp = LOGP.clone().requires_grad_()
+    # The first row lost likelihood and is to gain it; the second lost it and is to lose more: beyond the bound.
+    loss, metrics = clipped(logp, OLD, None, ADVANTAGE, MASK, WEIGHT, level="sequence", clip_low=0.3, clip_high=0.3)
+    found = torch.autograd.grad(loss, logp)[0]
+    assert (found != 0).tolist() == [[True, True, False], [False, False, False]]
+    assert metrics["clip_fraction"] == 0.5

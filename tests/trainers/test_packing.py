@@ -47,8 +47,8 @@ packings = pytest.mark.parametrize("packing", ["rows", "prompts"])
 
 
 def scores(model: Any, batch: TokenBatch, packing: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    found = Network(copy.deepcopy(model), ComputeSettings(packing=packing))(batch, temperature=0.9)
-    return found.logp_BL, found.entropy_BL
+    logp_BL, entropy_BL, _ = Network(copy.deepcopy(model), ComputeSettings(packing=packing))(batch, temperature=0.9)
+    return logp_BL, entropy_BL
 
 
 @packings
@@ -79,7 +79,7 @@ def test_gradients_of_packed_rows_are_those_of_padded_ones(tiny: Tiny, packing: 
     found = []
     for one in ("none", packing):
         model = copy.deepcopy(tiny[0])
-        logp_BL = Network(model, ComputeSettings(packing=one))(GROUPS, temperature=1.0).logp_BL
+        logp_BL = Network(model, ComputeSettings(packing=one))(GROUPS, temperature=1.0)[0]
         (logp_BL * torch.arange(logp_BL.numel()).reshape(logp_BL.shape).sin()).sum().backward()
         found.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(one, other, atol=1e-5, rtol=1e-4) for one, other in zip(*found, strict=True))

@@ -25,6 +25,7 @@ from agentgym_trainers.models import load_config, load_model, new_config, new_mo
 from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import TrainerSettings
+from agentgym_trainers.world import World
 
 Metrics = dict[str, float]
 
@@ -43,6 +44,7 @@ class Parts:
     learner: Learner
     demonstrations: list[TokenBuffer]
     progress: Progress
+    world: World
 
     def speaker(self, engine: Any, sampling: Sampling) -> TokenPolicy:
         """Return a policy that samples with an engine."""
@@ -61,16 +63,17 @@ class Parts:
         try:
             groups = await attempt_all(
                 self.prepared.make_env,
-                tasks,
+                self.world.share(tasks),
                 self.speaker(engine, section.sampling),
                 attempts=section.attempts,
                 limits=recipe.limits,
                 seed=recipe.seed,
-                on_done=counter(self.progress, "held-out attempts", len(tasks) * section.attempts),
+                on_done=counter(self.progress, "held-out attempts", len(self.world.share(tasks)) * section.attempts),
             )
         finally:
             if engine is not self.engine:
                 await engine.close()
+        groups = self.world.gather(groups)
         return groups, summarise(tasks, groups, attempts=section.attempts).metrics()
 
 
@@ -100,11 +103,13 @@ async def build(
     checkpoint: Checkpoint | None,
     state: Mapping[str, Any] | None,
     progress: Progress,
+    world: World | None = None,
 ) -> Parts:
     """Build everything, from a checkpoint's model if there is one."""
+    world = world or World()
     model_settings, compute, seed = settings.model, settings.compute, prepared.recipe.seed
     warm = state is None or state["step"] < settings.sft.steps
-    _check_memory(settings, checkpoint)
+    _check_memory(settings, checkpoint, world)
     shown = await _demonstrate(prepared, settings, progress) if warm and settings.sft.steps else []
     if checkpoint is not None:
         model, tokenizer = load_model(checkpoint.model_path, compute.device)
@@ -124,15 +129,15 @@ async def build(
     rows = [row for one in tokenised for row in train_context(one).rows()]
     overlap = bool(settings.schedule.max_staleness)
     engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)
-    learner = Learner(model, compute)
+    learner = Learner(model, compute, world)
     learner.begin(settings.sft.optim, settings.sft.steps)
-    return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress)
+    return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress, world)
 
 
-def _check_memory(settings: TrainerSettings, checkpoint: Checkpoint | None) -> None:
+def _check_memory(settings: TrainerSettings, checkpoint: Checkpoint | None, world: World) -> None:
     path = checkpoint.model_path if checkpoint else settings.model.path
     config = new_config(settings.model, settings.model.vocab_size) if path is None else load_config(model_folder(path))
-    refuse_too_large(settings, config)
+    refuse_too_large(settings, config, ranks=world.size)
 
 
 async def _demonstrate(prepared: Prepared, settings: TrainerSettings, progress: Progress) -> Sequence[Any]:

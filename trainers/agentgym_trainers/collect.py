@@ -53,14 +53,15 @@ class LockStep:
         self._tasks = tasks
 
     async def next(self, step: int) -> tuple[list[Group], Metrics]:
-        """Roll out the next tasks."""
-        prepared, policy = self._parts.prepared, self._parts.settings.policy
+        """Roll out the next tasks, each process its share of them."""
+        prepared, policy, world = self._parts.prepared, self._parts.settings.policy, self._parts.world
         tasks = [self._tasks[name] for name in self._sampler.next(policy.tasks_per_step)]
         limits = prepared.recipe.limits.model_copy(update={"waves": True})
         speaker = self._parts.speaker(self._parts.engine, self._parts.behaviour)
         rollouts = Rollouts(prepared.make_training_env, speaker, limits)
         seed = derive_seed(prepared.recipe.seed, "rollout", step)
-        return await rollouts.run_guided(tasks, prepared.guidance, size=policy.attempts, seed=seed), {}
+        groups = await rollouts.run_guided(world.share(tasks), prepared.guidance, size=policy.attempts, seed=seed)
+        return world.gather(groups), {}
 
     async def updated(self) -> None:
         """Tell the engine; nothing is under way."""

@@ -14,6 +14,7 @@ from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.models import load_model
 from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import CriticSettings
+from agentgym_trainers.sharding import load_whole_state, whole_state
 
 
 class Critic(nn.Module):
@@ -116,11 +117,11 @@ class CriticPhase:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next step depends on."""
-        return {"critic": self.critic.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"critic": whole_state(self.critic), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self.critic.load_state_dict(state["critic"])
+        load_whole_state(self.critic, state["critic"])
         self._optimizer.load_state_dict(state["optimizer"])
 
 

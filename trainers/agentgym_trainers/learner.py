@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from agentgym_trainers.losses import clipped
 from agentgym_trainers.network import Network, Scores, portions
 from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
+from agentgym_trainers.sharding import load_whole_state, shard, whole_state
+from agentgym_trainers.world import World
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
@@ -45,7 +48,14 @@ _FAR = 20.0
 class Learner:
     """Trains one model through phases; each phase has its own optimizer and learning-rate schedule."""
 
-    def __init__(self, model: Any, compute: ComputeSettings) -> None:
+    def __init__(self, model: Any, compute: ComputeSettings, world: World | None = None) -> None:
+        """Take a causal language model, already on its device.
+
+        Args:
+            model: what engines sample from and checkpoints hold; always whole, and up to date after policy steps.
+            compute: where and in what portions to compute.
+            world: processes among which rows and weights are divided; all of them call the same methods alike.
+        """
         check_head(model)
         if compute.dtype == "bfloat16" and model.device.type == "cpu":
             logger.warning("bfloat16 on a CPU is slow and less exact; set trainer.compute.dtype to float32")
@@ -53,6 +63,7 @@ class Learner:
         self.reference: Network | None = None
         """A frozen copy for the KL term, where a phase asks for one."""
         self._compute = compute
+        self._world = world or World()
         self._network = Network(model, compute)
         self._optimizer: Optimizer | None = None
         self._critic: CriticPhase | None = None
@@ -75,26 +86,30 @@ class Learner:
             critic: build a critic, which starts from the model as it is now.
             critic_steps: optimizer steps that the critic's schedule spans.
         """
-        self._optimizer = Optimizer(self.model.parameters(), optim, steps)
-        frozen = copy.deepcopy(self.model).eval().requires_grad_(False) if keep_reference else None
-        self.reference = None if frozen is None else Network(frozen, self._compute)
+        self._gather()
         built = None if critic is None else Critic.of(critic, self.model)
+        self._network = self._divide(Network(self.model, self._compute, built))
+        self._optimizer = Optimizer(self._network.model.parameters(), optim, steps)
         self._critic = None if critic is None or built is None else CriticPhase(built, critic, critic_steps)
-        self._network = Network(self.model, self._compute, built)
+        self.reference = None
+        if keep_reference:
+            frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self.reference = self._divide(Network(frozen, self._compute))
 
     def sft_step(self, buffers: Sequence[TokenBuffer]) -> Metrics:
         """Take one step towards the sampled tokens of demonstrations."""
         batch = TokenBatch.of(buffers)
         total = int(batch.sampled_BL.sum())
-        metrics: Metrics = {"loss": 0.0, "entropy": 0.0, "tokens": float(total)}
-        for index_R in portions(batch, torch.arange(len(buffers)), self._compute):
+        sums: Metrics = {"loss": 0.0, "entropy": 0.0}
+        for index_R, counts in self._shares(batch, torch.arange(len(buffers))):
             part = self._to_device(batch.rows(index_R))
-            scores = self._network(part, temperature=1.0)
+            scores = Scores(*self._network(part, temperature=1.0))
             loss = -scores.logp_BL.sum() / total
-            loss.backward()
-            metrics["loss"] += float(loss.detach())
-            metrics["entropy"] += float(scores.entropy_BL.sum()) / total
-        return metrics | self._phase.step(metrics["loss"])
+            self._backward(loss, counts=counts)
+            sums["loss"] += float(loss.detach()) * counts
+            sums["entropy"] += float(scores.entropy_BL.sum()) / total * counts
+        sums = self._world.total(sums)
+        return {**sums, "tokens": float(total)} | self._phase.step(sums["loss"])
 
     def policy_step(
         self,
@@ -134,11 +149,12 @@ class Learner:
                 index_R = index_R[torch.randperm(len(index_R), generator=generator)]
             parts = index_R.tensor_split(min(policy.minibatches, len(index_R)))
             history += [self._mini_step(lesson, mini_R, policy) for mini_R in parts]
+        self._gather()
         if not history:
             return {"tokens": 0.0}
-        return {name: sum(one[name] for one in history) / len(history) for name in history[0]} | {
-            "tokens": sum(one["tokens"] for one in history)
-        }
+        names = dict.fromkeys(name for one in history for name in one)
+        means = {name: fmean(one[name] for one in history if name in one) for name in names}
+        return means | {"tokens": sum(one["tokens"] for one in history)}
 
     @property
     def critic(self) -> Critic | None:
@@ -153,27 +169,31 @@ class Learner:
     def values(self, batch: TokenBatch) -> Tensor:
         """Return float32 [B, L] the critic's value of the state in which each token was sampled; 0 elsewhere."""
         value_BL = torch.zeros(batch.ids_BL.shape)
-        for index_R in portions(batch, batch.sampled_BL.any(1).nonzero()[:, 0], self._compute):
+        for index_R, counts in self._shares(batch, batch.sampled_BL.any(1).nonzero()[:, 0]):
             with torch.no_grad():
-                part_RL = self._network(self._to_device(batch.rows(index_R)), temperature=1.0, policy=False).value_BL
-            value_BL[index_R, : part_RL.shape[1]] = part_RL.cpu()
-        return value_BL
+                scores = Scores(*self._network(self._to_device(batch.rows(index_R)), temperature=1.0, policy=False))
+            if counts:
+                value_BL[index_R, : scores.value_BL.shape[1]] = scores.value_BL.cpu()
+        return self._world.sum(value_BL)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next step depends on."""
+        """Return everything that the next step depends on, whole."""
+        self._gather()
         return {
             "model": self.model.state_dict(),
-            "reference": None if self.reference is None else self.reference.model.state_dict(),
+            "reference": None if self.reference is None else whole_state(self.reference.model),
             "critic": None if self._critic is None else self._critic.state_dict(),
             "optimizer": self._phase.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue a phase that was begun with the same settings."""
+        """Continue a phase that was begun with the same settings, by any number of processes."""
         self._phase.load_state_dict(state["optimizer"])
         self.model.load_state_dict(state["model"])
+        if self._network.model is not self.model:
+            load_whole_state(self._network.model, state["model"])
         if self.reference is not None:
-            self.reference.model.load_state_dict(state["reference"])
+            load_whole_state(self.reference.model, state["reference"])
         if self._critic is not None:
             self._critic.load_state_dict(state["critic"])
 
@@ -186,24 +206,57 @@ class Learner:
     def _mini_step(self, lesson: _Lesson, mini_R: Tensor, policy: PolicySettings) -> Metrics:
         tokens = int(lesson.batch.sampled_BL[mini_R].sum())
         valued = 0 if lesson.values is None else int(lesson.values.mask_BL[mini_R].sum())
-        sums: Metrics = {"tokens": float(tokens)}
-        for index_R in portions(lesson.batch, mini_R, self._compute):
+        sums: Metrics = {}
+        for index_R, counts in self._shares(lesson.batch, mini_R):
             part = self._to_device(lesson.batch.rows(index_R))
-            scores: Scores = self._network(part, temperature=policy.temperature, policy=lesson.loss is not None)
+            learns = lesson.loss is not None
+            scores = Scores(*self._network(part, temperature=policy.temperature, policy=learns))
             total, metrics = torch.zeros((), device=part.ids_BL.device), Metrics()
             if lesson.loss is not None:
                 total, metrics = self._policy_loss(lesson.loss, lesson, index_R, part, scores, policy, tokens)
             if self._critic is not None and lesson.values is not None and valued:
                 value, more = self._critic.loss(scores.value_BL, lesson.values, index_R, 1 / valued)
                 total, metrics = total + value, metrics | more
-            total.backward()  # type: ignore[no-untyped-call]
+            self._backward(total, counts=counts)
             for name, one in metrics.items():
-                sums[name] = sums.get(name, 0.0) + one
+                sums[name] = sums.get(name, 0.0) + one * counts
+        sums = self._world.total(sums) | {"tokens": float(tokens)}
         if lesson.loss is not None:
             sums |= self._phase.step(sums["loss"])
         if self._critic is not None and valued:
             sums |= self._critic.step(sums["value_loss"])
         return sums
+
+    def _divide(self, network: Network) -> Network:
+        """Return a network that computes the same; with several processes, a copy that is sharded among them."""
+        if self._world.size == 1:
+            return network
+        if network.model is self.model:
+            network = Network(copy.deepcopy(self.model), self._compute, network.critic)
+        shard(network, self._world, self.model.device.type)
+        return network
+
+    def _gather(self) -> None:
+        """Bring the whole model up to date."""
+        if self._network.model is not self.model:
+            self.model.load_state_dict(whole_state(self._network.model))
+
+    def _shares(self, batch: TokenBatch, index_R: Tensor) -> list[tuple[Tensor, bool]]:
+        """Return this process's micro-batches, and which of them count.
+
+        Processes compute layers together, so each of them runs as often as the one with most micro-batches.
+        """
+        size, rank = self._world.size, self._world.rank
+        if size == 1:
+            return [(part_R, True) for part_R in portions(batch, index_R, self._compute)]
+        order_R = index_R[batch.length_B[index_R].argsort(stable=True)]
+        shares = [list(portions(batch, order_R[one::size], self._compute)) for one in range(size)]
+        idle = max(map(len, shares)) - len(shares[rank])
+        return [(part_R, True) for part_R in shares[rank]] + [(order_R[:1], False)] * idle
+
+    def _backward(self, loss: Tensor, *, counts: bool) -> None:
+        """Accumulate the gradients of a share of the loss; sharded ones are averaged, and should be summed."""
+        (loss * (self._world.size if counts else 0)).backward()  # type: ignore[no-untyped-call]
 
     def _policy_loss(
         self,
@@ -236,8 +289,8 @@ class Learner:
         if self.reference is None:
             return None
         with torch.no_grad():
-            scores: Scores = self.reference(part, temperature=temperature)
-        return scores.logp_BL
+            logp_BL: Tensor = self.reference(part, temperature=temperature)[0]
+        return logp_BL
 
     def _to_device(self, part: TokenBatch) -> TokenBatch:
         device = self.model.device

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from agentgym_trainers.settings import TrainerSettings
 from agentgym_trainers.trackers import Trackers
 from agentgym_trainers.update import Update
 from agentgym_trainers.watch import Watch
+from agentgym_trainers.world import World
 
 STOPPED = "stopped.json"
 """Why a run ended before its last step, if it did so by itself."""
@@ -50,6 +52,7 @@ class Trainer:
 
     parts: Parts
     collector: Collector
+    world: World
 
     def __init__(self, prepared: Prepared, run: RunDirectory, progress: Progress | None = None) -> None:
         """Take a prepared recipe, where to write, and whom to tell."""
@@ -74,19 +77,28 @@ class Trainer:
         """Run all phases."""
         if self.settings.compute.threads:
             torch.set_num_threads(self.settings.compute.threads)
-        checkpoint = self.checkpoints.latest()
+        self.world = World.join(self.settings.compute.device)
+        with ExitStack() as stack:
+            stack.callback(self.world.leave)
+            if not self.world.main:  # the first process writes for all
+                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentgym-"))
+                self.run = RunDirectory.create(scratch, self.recipe, name="run")
+            self._run(self.world.agree(self.checkpoints.latest()), resume=resume)
+
+    def _run(self, checkpoint: Checkpoint | None, *, resume: bool) -> None:
+        self.world.refuse_overlap(self.settings.schedule.max_staleness)
         if checkpoint and not resume:
             raise CheckpointError(f"{self.run.path} has checkpoints already; resume it, or train into a new folder")
         first_step = checkpoint.step + 1 if checkpoint else 0
         self.run.rewind(first_step)
         (self.run.path / STOPPED).unlink(missing_ok=True)
-        self.tracker = Trackers.open(self.run, self.recipe.trackers, first_step)
+        self.tracker = Trackers.open(self.run, self.recipe.trackers if self.world.main else (), first_step)
         with closing(self.tracker), asyncio.Runner() as runner:
             runner.run(self._train(checkpoint))
 
     async def _train(self, checkpoint: Checkpoint | None) -> None:
         state = checkpoint.load(self._plain_recipe) if checkpoint else None
-        self.parts = await build(self.prepared, self.settings, checkpoint, state, self._progress)
+        self.parts = await build(self.prepared, self.settings, checkpoint, state, self._progress, self.world)
         kind = Asynchronous if self.settings.schedule.max_staleness else LockStep
         self.collector = kind(self.parts, self._sampler, self._tasks)
         if state is not None:
@@ -154,6 +166,7 @@ class Trainer:
         self.run.write_trajectories(self.step, groups, rewards)
         metrics |= clock.metrics(metrics) | resources(self.settings.compute.device) | self._told_later
         self._told_later = {}
+        metrics = self.world.agree(metrics)
         return metrics | self._watch.trends(metrics)
 
     async def _evaluate(self, done: int) -> float | None:
@@ -173,9 +186,10 @@ class Trainer:
 
     def _is_best(self, score: float | None) -> bool:
         best = self.checkpoints.best()
-        return score is not None and (best is None or best.score is None or score > best.score)
+        return self.world.agree(score is not None and (best is None or best.score is None or score > best.score))
 
     def _log(self, phase: str, done: int, steps: int, metrics: Metrics) -> None:
+        metrics = self.world.agree(metrics)  # times differ, and what they decide must not
         self.tracker.log(self.step, metrics)
         self._progress(phase, done, steps, dict(metrics))
         reason = self._watch.reason_to_stop(metrics)
@@ -202,7 +216,8 @@ class Trainer:
             "weight_version": self.parts.engine.weight_version,
         }
         model, tokenizer = self.parts.model, self.parts.chat.tokenizer
-        self.checkpoints.write(self.step, model, tokenizer, state, self._plain_recipe, score=score)
+        if self.world.main:
+            self.checkpoints.write(self.step, model, tokenizer, state, self._plain_recipe, score=score)
         self._told_later = {"seconds/save": time.monotonic() - began}
 
     def _restore(self, state: Mapping[str, Any]) -> None:

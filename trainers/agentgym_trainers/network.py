@@ -56,8 +56,8 @@ class Network(nn.Module):
             if compute.recompute:
                 allow_recomputing(trunk)
 
-    def forward(self, part: TokenBatch, *, temperature: float, policy: bool = True) -> Scores:
-        """Score a micro-batch.
+    def forward(self, part: TokenBatch, *, temperature: float, policy: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the fields of `Scores` for a micro-batch; a plain tuple, because FSDP looks for tensors in it.
 
         Args:
             part: on the model's device.
@@ -68,7 +68,7 @@ class Network(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self._compute.dtype == "bfloat16"):
             return self._score(part, temperature, policy=policy)
 
-    def _score(self, part: TokenBatch, temperature: float, *, policy: bool) -> Scores:
+    def _score(self, part: TokenBatch, temperature: float, *, policy: bool) -> tuple[Tensor, Tensor, Tensor]:
         zeros_BL = torch.zeros(part.ids_BL.shape, device=part.ids_BL.device)
         logp_BL = entropy_BL = value_BL = zeros_BL
         shared = self.critic is not None and self.critic.trunk is None
@@ -85,7 +85,7 @@ class Network(nn.Module):
             if not shared:
                 states_ND = self._states(self.critic.trunk, part)
             value_BL = zeros_BL.masked_scatter(part.sampled_BL, self.critic(states_ND))
-        return Scores(logp_BL, entropy_BL, value_BL)
+        return logp_BL, entropy_BL, value_BL
 
     def _states(self, trunk: Any, part: TokenBatch) -> Tensor:
         """Return [N, D] the hidden states from which the sampled tokens are predicted."""

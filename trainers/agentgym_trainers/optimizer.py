@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agentgym.errors import AgentgymError
 from agentgym_trainers.settings import OptimSettings
+from agentgym_trainers.sharding import like, whole
 
 
 class CollapseError(AgentgymError):
@@ -58,7 +59,7 @@ class Optimizer:
         Raises:
             CollapseError: the loss or the gradient's norm is no finite number; no weight was changed.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip)))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise CollapseError(
                 f"the loss is {loss} and the gradient's norm {norm} at update {self.updates}; resume from the last "
@@ -73,10 +74,17 @@ class Optimizer:
         return {"grad_norm": norm, "lr": rate}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on."""
-        return {"adamw": self._adamw.state_dict(), "updates": self.updates}
+        """Return all that the next step depends on, whole."""
+        adamw = self._adamw.state_dict()
+        moments = {place: {name: whole(one) for name, one in kept.items()} for place, kept in adamw["state"].items()}
+        return {"adamw": {**adamw, "state": moments}, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state of the same parameters."""
-        self._adamw.load_state_dict(state["adamw"])
+        adamw = state["adamw"]
+        moments = {
+            place: {name: like(one, self._parameters[place]) for name, one in kept.items()}
+            for place, kept in adamw["state"].items()
+        }
+        self._adamw.load_state_dict({**adamw, "state": moments})
         self.updates = state["updates"]

@@ -19,7 +19,7 @@ def allow_recomputing(model: Any) -> None:
     Raises:
         AgentgymError: its layers cannot.
     """
-    layers = _layers(model)
+    layers = layers_of(model)
     if not layers:
         raise AgentgymError(
             f"{type(model).__name__} has no layers that can be computed anew; set trainer.compute.recompute to false"
@@ -32,7 +32,7 @@ def allow_recomputing(model: Any) -> None:
 @contextmanager
 def recomputing(model: Any) -> Iterator[None]:
     """Let forward passes keep the inputs of layers only; what backward needs is computed anew."""
-    layers = _layers(model)
+    layers = layers_of(model)
     # transformers checkpoints layers in training mode; what is inside them stays in evaluation mode, without dropout.
     for layer in layers:
         layer.training = True
@@ -43,5 +43,6 @@ def recomputing(model: Any) -> Iterator[None]:
             layer.training = False
 
 
-def _layers(model: Any) -> list[Any]:
+def layers_of(model: Any) -> list[Any]:
+    """Return the transformer layers of a model, and of whatever it holds."""
     return [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]

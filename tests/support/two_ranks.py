@@ -1,0 +1,76 @@
+"""What two processes of torchrun do in a test: `learn FILE` updates a learner, `train RUN` goes on with a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
+
+from agentgym import registry
+from agentgym.run import RunDirectory
+from agentgym_trainers.gae import ValueTargets
+from agentgym_trainers.learner import Learner
+from agentgym_trainers.models import new_model
+from agentgym_trainers.settings import ComputeSettings, CriticSettings, ModelSettings, OptimSettings, PolicySettings
+from agentgym_trainers.world import World
+
+TARGET = torch.rand(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(1)) * BATCH.sampled_BL
+SHAPE = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, context_length=256)
+
+
+def made(world: World, *, packing: Any) -> Learner:
+    """A learner in the phase that the test trains in."""
+    model, _ = new_model(SHAPE, ["12+34"] * 3, seed=0, device="cpu")
+    learner = Learner(model, ComputeSettings(token_budget=60, packing=packing, recompute=packing != "none"), world)
+    optim = OptimSettings(lr=1e-4)
+    learner.begin(optim, 10)
+    learner.sft_step(BUFFERS[:3])
+    learner.begin(optim, 10, keep_reference=True, critic=CriticSettings(optim=optim), critic_steps=10)
+    return learner
+
+
+def learn(learner: Learner, steps: int) -> list[dict[str, float]]:
+    """Take policy steps of two minibatches, critic and KL term included."""
+    policy = PolicySettings(minibatches=2, loss_options={"kl_weight": 0.1})
+    told = []
+    for step in range(steps):
+        values = ValueTargets(learner.values(BATCH), TARGET, BATCH.sampled_BL)
+        order = torch.Generator().manual_seed(step)
+        told.append(
+            learner.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy, values=values, generator=order, frozen=step == 0)
+        )
+    return told
+
+
+def main() -> None:
+    """Run one of the two in this process."""
+    torch.set_num_threads(1)
+    what, path = sys.argv[1], Path(sys.argv[2])
+    if what == "learn":
+        world = World.join("cpu")
+        found = {}
+        for packing in ("none", "prompts"):
+            learner = made(world, packing=packing)
+            metrics = learn(learner, 2)
+            state = learner.state()
+            again = made(world, packing=packing)
+            again.load_state(state)
+            found[packing] = {"metrics": metrics, "state": state, "more": learn(again, 2), "end": again.state()}
+        if world.main:
+            torch.save(found, path)
+        world.leave()
+        return
+    from agentgym.recipe import Recipe
+    from agentgym_trainers.native import NativeTrainer
+
+    if "agentgym/Calculator-v0" not in registry.names("envs"):
+        registry.register("agentgym/Calculator-v0", "agentgym_envs.calculator:CalculatorEnv")
+    run = RunDirectory.open(path)
+    NativeTrainer().train(Recipe.parse(run.manifest.recipe).prepare(), run, resume=False)
+
+
+if __name__ == "__main__":
+    main()
