@@ -85,9 +85,18 @@ class Rollouts:
         ]
 
     async def run_guided(
-        self, tasks: Iterable[Task], guidance: Guidance, *, size: int, seed: int, spare: int = 0
+        self,
+        tasks: Iterable[Task],
+        guidance: Guidance,
+        *,
+        size: int,
+        seed: int,
+        spare: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> list[Group]:
         """Run a group of `size` attempts per task, in as many rounds as the guidance plans.
+
+        Seeds derive from the tasks' numbers, by default 0, 1, 2, …; whoever runs a part of a batch gives theirs in it.
 
         Each round starts `spare` attempts more for each task than it needs, see `RolloutRequest`.
         """
@@ -96,7 +105,12 @@ class Rollouts:
         active = list(range(len(chosen)))
         while active:
             plans = {
-                index: guidance.plan(chosen[index], history[index], size=size, seed=derive_seed(seed, index))
+                index: guidance.plan(
+                    chosen[index],
+                    history[index],
+                    size=size,
+                    seed=derive_seed(seed, index if numbers is None else numbers[index]),
+                )
                 for index in active
             }
             groups = iter(await self.run([replace(one, spare=spare) for plan in plans.values() for one in plan]))

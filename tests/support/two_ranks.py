@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def main() -> None:
             metrics = learn(learner, 2)
             state = learner.state()
             again = made(world, packing=packing)
-            again.load_state(state)
+            again.load_state(copy.deepcopy(state))
             found[packing] = {"metrics": metrics, "state": state, "more": learn(again, 2), "end": again.state()}
         if world.main:
             torch.save(found, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import shutil
@@ -14,7 +15,9 @@ from token_rows import ADVANTAGE, BATCH, ON_POLICY
 from transformers import AutoModelForCausalLM
 
 from agentgym.errors import RecipeError
+from agentgym.policy import Sampling
 from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import token_logprobs
 from agentgym_trainers.memory import available_memory, least_memory, refuse_too_large
@@ -143,6 +146,34 @@ def test_adapters_alone_are_trained_and_exports_are_whole(adapted: Any, tiny: Ti
     ]
     assert torch.allclose(found[1], found[2], atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 0.01
+
+
+def test_an_engine_with_weights_of_its_own_samples_with_new_adapters(tiny: Tiny) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    from agentgym_trainers.lora import add_lora
+
+    model = copy.deepcopy(tiny[0])
+    add_lora(model, LoraSettings(rank=4), seed=0)
+
+    async def sample() -> list[list[float]]:
+        engine = HFEngine(model, weights="copied")
+        found = []
+        for scale in (0.0, 0.3):
+            for layer in model.modules():
+                if hasattr(layer, "lora_A"):
+                    torch.nn.init.constant_(layer.lora_B["default"].weight, scale)
+            await engine.update_weights()
+            made = await engine.generate([5, 6, 7], Sampling(max_tokens=6, seed=1), "s", ())
+            row = torch.tensor([[5, 6, 7, *made.ids]])
+            mask = torch.tensor([[False] * 3 + [True] * 6])
+            logp = token_logprobs(model, row, mask, temperature=1.0, logit_budget=1 << 24)[0]
+            assert torch.allclose(logp[mask], torch.tensor(made.logprobs), atol=1e-5)
+            found.append(made.logprobs)
+        await engine.close()
+        return found
+
+    first, second = asyncio.run(sample())
+    assert first != second
 
 
 def test_a_resumed_run_with_adapters_ends_with_the_same_bits(lab: Any, adapted: Any) -> None:

@@ -60,7 +60,10 @@ class LockStep:
         speaker = self._parts.speaker(self._parts.engine, self._parts.behaviour)
         rollouts = Rollouts(prepared.make_training_env, speaker, limits)
         seed = derive_seed(prepared.recipe.seed, "rollout", step)
-        groups = await rollouts.run_guided(world.share(tasks), prepared.guidance, size=policy.attempts, seed=seed)
+        groups = await rollouts.run_guided(
+            world.share(tasks), prepared.guidance, size=policy.attempts, seed=seed,
+            numbers=world.share(range(len(tasks))),
+        )  # fmt: skip
         return world.gather(groups), {}
 
     async def updated(self) -> None:
