@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -60,18 +59,6 @@ def merged_state(model: Any) -> dict[str, Tensor]:
         for key in [one for one in state if one.startswith(f"{name}.base_layer.")]:
             state[key.replace(".base_layer.", ".")] = state.pop(key)
     return state
-
-
-def merged_copy(model: Any) -> Any:
-    """Return a copy without adapters that computes what the model computes with them."""
-    made = copy.deepcopy(model)
-    for name, layer in list(made.named_modules()):
-        if hasattr(layer, "lora_A"):
-            with torch.no_grad():
-                layer.base_layer.weight += layer.get_delta_weight(_ADAPTER)
-            parent, _, own = name.rpartition(".")
-            setattr(made.get_submodule(parent), own, layer.base_layer)
-    return made
 
 
 def _is_linear(module: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import threading
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,6 @@ from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, check_prompt
 from agentgym_trainers.engines.slots import fits_slots
 from agentgym_trainers.engines.weights import check_weights, copy_weights
-from agentgym_trainers.lora import merged_copy
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class HFEngine:
         self.owns_weights = weights == "copied"
         self.prefixes = PrefixStore(int(prefix_cache_mb * 2**20))
         self._source = model
-        self._model = merged_copy(model).requires_grad_(False) if self.owns_weights else model
+        self._model = copy.deepcopy(model).requires_grad_(False) if self.owns_weights else model
         self._lockstep = batching == "lockstep"
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._max_batch = max_batch
