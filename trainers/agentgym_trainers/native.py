@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int, dict[str, Any]], None]
 
 
 class NativeTrainer:
-    """Multi-turn GRPO in plain PyTorch, on one device."""
+    """Multi-turn policy gradients in plain PyTorch, in one process or in those of torchrun."""
 
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
 
