@@ -195,7 +195,7 @@ def test_the_naive_ways_tell_a_right_answer_from_a_wrong_one_without_a_planted_d
         assert not naive(wrong, env)
 
 
-def test_an_expert_is_right_in_a_hostile_corpus(tmp_path: Path) -> None:
+def test_the_expert_is_right_in_a_hostile_corpus(tmp_path: Path) -> None:
     index = EmbeddedRetriever(build([*HONEST, *hostile(GOLDS.values())], tmp_path / "a.idx").path)
     env = SearchEnv(TaskSet("t", lambda: TASKS), retriever=index)
     for task in TASKS:
