@@ -45,7 +45,7 @@ class ImageSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: Annotated[str, _matching(r"[A-Za-z0-9][\w./:@-]{0,255}", "an image's name")] | None = None
-    """None is the backend's own base image."""
+    """None is the backend's own base image; `build:` and a folder is one that is built first."""
     apt: tuple[Annotated[str, _matching(r"[a-z0-9][\w.+:~=-]*", "a Debian package")], ...] = ()
     pip: tuple[Annotated[str, _matching(r"[A-Za-z0-9][^\s\x00-\x1f]*", "a requirement such as numpy>=2")], ...] = ()
     files: dict[_Path, str] = {}

@@ -135,7 +135,10 @@ class Images:
     def _context(self, name: str) -> Context:
         said = name.removeprefix(BUILD)
         if said.lstrip().startswith("{"):
-            return from_spec(ImageSpec.from_name(name), self._base)
+            spec = ImageSpec.from_name(name)
+            if spec.base is not None and spec.base.startswith(BUILD):
+                spec = spec.model_copy(update={"base": self.require(spec.base)})
+            return from_spec(spec, self._base)
         if self._contexts is None:
             raise TaskError(
                 f"the task's image is to be built from the folder {said!r}, but this backend was not told below which "
