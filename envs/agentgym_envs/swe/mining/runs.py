@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from agentgym.errors import TaskError
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 from agentgym_envs.swe.mining.candidates import Candidate, RefusedError
 
@@ -73,6 +74,7 @@ def run(box: Sandbox, root: str, candidate: Candidate, setting: Setting, seed: i
     Raises:
         RefusedError: the run came to no end.
         SandboxError: the sandbox failed.
+        TaskError: it has no pytest.
     """
     order = {
         "root": root,
@@ -92,6 +94,8 @@ def run(box: Sandbox, root: str, candidate: Candidate, setting: Setting, seed: i
     try:
         told: dict[str, Any] = json.loads(box.read(_REPORT, limit=_REPORT_BYTES))
     except (FileNotFoundError, ValueError) as error:
+        if "No module named 'pytest'" in result.output:
+            raise TaskError("the sandbox's python3 has no pytest: take an image that has it") from error
         raise RefusedError("the tests end their own run", result.output[-300:].strip()) from error
     return Outcomes(told["outcomes"], told["messages"], told["broken"])
 
