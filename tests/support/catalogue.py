@@ -17,7 +17,7 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[1]
 README = TESTS.parent / "README.md"
 BEGIN, END = "<!-- red team: begin -->\n", "<!-- red team: end -->\n"
-GRADERS = ("function", "unittest", "pytest_ids", "stdio", "answer", "judge", "state", "sandbox")
+GRADERS = ("function", "unittest", "pytest_ids", "stdio", "answer", "judge", "state", "sql", "sandbox")
 FAMILIES: Mapping[str, range] = {
     "test frameworks": range(1, 20),
     "values": range(20, 31),
@@ -243,6 +243,35 @@ GROUPS: tuple[Group, ...] = (
     Group("state", red("state", "test_a_cell_that_grows_when_it_is_read_is_refused"), 43),
     Group("state", red("state", "test_a_task_that_doing_nothing_solves_is_refused"), 28, naive=True),
     Group("state", red("state", "test_what_is_not_plainly_said_is_not_said"), 24, naive=True),
+    Group(
+        "sql",
+        red("sql", "test_a_query_that_fools_a_naive_comparison_scores_nothing"),
+        {"*by heart": 23, "numbers as text": 27, "*": 24},
+        naive=True,
+    ),
+    Group(
+        "sql",
+        red("sql", "test_a_query_that_wants_more_than_to_ask_is_scored_and_scores_nothing"),
+        {
+            "is a constant": 24,
+            "is no rows": 24,
+            "is a comment": 28,
+            "never ends": 48,
+            "returns without end": 45,
+            "sorts without end": 43,
+            "multiplies": 48,
+            "has one huge*": 43,
+            "is nested deeply": 45,
+            "matches slowly": 48,
+            "has a NUL": 45,
+            "is very long": 45,
+            "makes a file": 44,
+            "attaches a file": 34,
+            "reads a pragma*": 34,
+            "*": 30,
+        },
+    ),
+    Group("sql", red("sql", "test_what_an_agent_runs_leaves_its_database_as_it_was"), 35),
     Group(
         "sandbox",
         red("sandbox", "test_a_crash_on_purpose_is_the_agents_own_loss"),

@@ -26,13 +26,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the gold query gave on one database: read forwards, and with every choice that SQL leaves open reversed.
+    """What the gold query gave on one database: as written, and with each choice that it leaves open made in two ways.
 
-    Where both differ the question leaves the choice open too: between rows that tie in an order, or for a limit.
+    Where these differ the question leaves the choice open too: between rows that tie in an order, or for a limit.
     """
 
-    forwards: Table
-    backwards: Table
+    given: Table
+    first: Table
+    last: Table
 
 
 def same(wanted: Sequence[Wanted], found: Sequence[Table], *, ordered: bool, any_columns: bool) -> bool:
@@ -43,17 +44,17 @@ def same(wanted: Sequence[Wanted], found: Sequence[Table], *, ordered: bool, any
     numbers agree within `REL_TOL`, and NULL equals NULL alone.
 
     >>> one, two = Table(("a", "b"), ((1, "x"), (2, "y"))), Table(("c", "d"), (("y", 2.0), ("x", 1)))
-    >>> same([Wanted(one, one)], [two], ordered=False, any_columns=True)
+    >>> same([Wanted(one, one, one)], [two], ordered=False, any_columns=True)
     True
-    >>> same([Wanted(one, one)], [two], ordered=True, any_columns=True)
+    >>> same([Wanted(one, one, one)], [two], ordered=True, any_columns=True)
     False
     """
-    if any(len(want.forwards.columns) != len(table.columns) for want, table in zip(wanted, found, strict=True)):
+    if any(len(want.given.columns) != len(table.columns) for want, table in zip(wanted, found, strict=True)):
         return False
-    for tables in ([one.forwards for one in wanted], [one.backwards for one in wanted]):
+    for tables in ([one.given for one in wanted], [one.first for one in wanted], [one.last for one in wanted]):
         if any(len(want.rows) != len(table.rows) for want, table in zip(tables, found, strict=True)):
             continue
-        blocks = [_blocks(one) if ordered else [len(one.forwards.rows)] for one in wanted]
+        blocks = [_blocks(one) if ordered else [len(one.given.rows)] for one in wanted]
         names = _representatives(cell for table in (*tables, *found) for row in table.rows for cell in row)
         golds = [_plain(table, names) for table in tables]
         others = [_plain(table, names) for table in found]
@@ -82,12 +83,12 @@ def _agree(
 
 def _blocks(wanted: Wanted) -> list[int]:
     """Return the lengths of the runs of rows whose order among themselves is open."""
-    if len(wanted.forwards.rows) != len(wanted.backwards.rows):
-        return [1] * len(wanted.forwards.rows)
+    if len(wanted.first.rows) != len(wanted.last.rows):
+        return [1] * len(wanted.given.rows)
     lengths: list[int] = []
     open_rows: Counter[Row] = Counter()
     length = 0
-    for one, other in zip(wanted.forwards.rows, wanted.backwards.rows, strict=True):
+    for one, other in zip(wanted.first.rows, wanted.last.rows, strict=True):
         open_rows[one] += 1
         open_rows[other] -= 1
         length += 1

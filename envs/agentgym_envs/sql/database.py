@@ -145,8 +145,9 @@ def ask(
     backwards: Sequence[bool] = (False,),
     schema: bool = False,
     script: str | None = None,
+    stops: bool = False,
 ) -> Replies:
-    """Put queries to the installed database and to copies of it, 0 being itself.
+    """Put queries to the installed database and to copies of it, 0 being itself; `stops` after a copy where one fails.
 
     Raises:
         RunnerEndedError: it was ended from within.
@@ -159,6 +160,7 @@ def ask(
         "seeds": list(seeds),
         "backwards": list(backwards),
         "schema": schema,
+        "stops": stops,
         "limits": database.limits.model_dump(),
     }
     runs = len(queries) * len(seeds) * len(backwards)

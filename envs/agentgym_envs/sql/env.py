@@ -14,6 +14,7 @@ from agentgym_envs.sql.database import Answer, Database, Replies, RunnerEndedErr
 from agentgym_envs.sql.tasks import family_tasks
 
 _SHOWN_ROWS, _SHOWN_CELL = 20, 80
+_CONTROL = ("SELECT 1",)
 LOOKING = """```schema
 *
 ```
@@ -100,7 +101,10 @@ class DatabaseEnv(AgentEnv):
         try:
             replies = ask(self.sandbox, self._database, queries, schema=schema)
         except RunnerEndedError as error:
-            raise AgentFault(f"the query ended its database: {error}") from error
+            if queries == _CONTROL:
+                raise AgentFault(f"the database cannot be asked any more: {error}") from error
+            self._ask(_CONTROL)
+            raise ValueError("it takes too long, or too much memory") from error
         if not self._hash == replies.before == replies.after:
             raise AgentFault("the database was changed")
         return replies

@@ -16,7 +16,7 @@ from agentgym.task import Task
 from agentgym.types import Record, Submission, Trust, Verdict
 from agentgym_envs.sql.compare import Wanted, same
 from agentgym_envs.sql.database import Answer, Database, Replies, RunnerEndedError, ask, install
-from agentgym_envs.sql.partial import jaccard, ngrams
+from agentgym_envs.sql.partial import jaccard, ngrams, with_ties_broken
 
 _CANDIDATES = 8
 _HIDDEN_COPIES = 3
@@ -80,10 +80,10 @@ class SqlGrader:
         try:
             with sandboxes.start(clean(task.sandbox)) as box:
                 before = install(box, database)
-                replies = ask(box, database, [sql], seeds=key.seeds)
+                replies = ask(box, database, [sql], seeds=key.seeds, stops=True)
         except RunnerEndedError:
             _require_working(task, database, sandboxes)
-            return _verdict("slow", _partial(sql, None, key), "the query ended its database")
+            return _verdict("slow", _partial(sql, None, key), "it takes too long, or too much memory")
         if {before, replies.before, replies.after} != {before}:
             return _verdict("refused", _partial(sql, None, key), "the database was changed")
         return self._compared(sql, spec, key, replies.answers)
@@ -142,25 +142,41 @@ def _make_key(task: Task, spec: SqlSpec, database: Database, sandboxes: SandboxB
     try:
         with sandboxes.start(clean(task.sandbox)) as box:
             install(box, database)
-            replies = ask(box, database, spec.golds, seeds=(0, *seeds), backwards=(False, True))
+            here = ask(box, database, spec.golds).answers
+            bad = next((one for one in here if one.end != "rows"), None)
+            if bad is not None:
+                raise VerifierError(f"a gold query of task {task.id!r} fails: {bad.problem}")
+            # SQL leaves the order of rows that tie open, and which of them a limit keeps.
+            widths = [len(one.table.columns) for one in here]
+            ways = [
+                with_ties_broken(sql, width, direction)
+                for direction in ("ASC", "DESC")
+                for sql, width in zip(spec.golds, widths, strict=True)
+            ]
+            every = [*spec.golds, *ways]
+            replies = ask(box, database, every, seeds=(0, *seeds), backwards=(False, True))
     except RunnerEndedError as error:
         raise VerifierError(f"the gold query of task {task.id!r} cannot be run: {error}") from error
-    bad = next((one for one in replies.answers if one.end != "rows" and one.seed == 0), None)
-    if bad is not None:
-        raise VerifierError(f"a gold query of task {task.id!r} fails: {bad.problem}")
     chosen = (0, *_telling(seeds, len(spec.golds), replies))
     golds = []
     for number, sql in enumerate(spec.golds):
-        own = {(one.seed, one.backwards): one for one in replies.answers if one.query == number}
-        wanted = tuple(Wanted(own[seed, False].table, own[seed, True].table) for seed in chosen)
-        golds.append(_Gold(sql, wanted, own[0, False].reads))
+        wanted = tuple(_wanted(replies, seed, number, len(spec.golds)) for seed in chosen)
+        golds.append(_Gold(sql, wanted, here[number].reads))
     return _Key(chosen, tuple(golds))
+
+
+def _wanted(replies: Replies, seed: int, number: int, golds: int) -> Wanted:
+    """Return what gold `number` gives on a copy; a way of breaking ties that SQLite does not take is as the gold is."""
+    found = {(one.query, one.backwards): one for one in replies.answers if one.seed == seed}
+    given = found[number, False]
+    first, last = found[number + golds, False], found[number + 2 * golds, True]
+    return Wanted(*(one.table if one.end == "rows" else given.table for one in (given, first, last)))
 
 
 def _telling(seeds: Sequence[int], golds: int, replies: Replies) -> list[int]:
     """Return the copies on which the golds give something else than on the given database, and something at all."""
     tables = {(one.seed, one.query): one for one in replies.answers if not one.backwards}
-    broken = {one.seed for one in replies.answers if one.end != "rows"}
+    broken = {one.seed for one in replies.answers if one.end != "rows" and one.query < golds}
     usable = [seed for seed in seeds if seed not in broken]
 
     def rank(seed: int) -> tuple[bool, bool]:

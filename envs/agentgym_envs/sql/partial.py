@@ -46,13 +46,34 @@ def outermost_order(sql: str) -> bool:
     >>> outermost_order("SELECT max(a) FROM (SELECT a FROM t ORDER BY a)")
     False
     """
-    depth = 0
-    found = tokens(sql)
-    for one, following in zip(found, [*found[1:], ""], strict=True):
+    return _order_ends(sql) is not None
+
+
+def with_ties_broken(sql: str, columns: int, direction: str) -> str:
+    """Return a query whose rows, where its own order leaves a choice, are ordered by all its columns.
+
+    >>> with_ties_broken("SELECT a, b FROM t ORDER BY a LIMIT 3", 2, "DESC")
+    'SELECT a, b FROM t ORDER BY a , 1 DESC, 2 DESC LIMIT 3'
+    """
+    end = _order_ends(sql)
+    if end is None:
+        return sql
+    more = "".join(f", {column} {direction}" for column in range(1, columns + 1))
+    return f"{sql[:end].rstrip()} {more} {sql[end:]}".rstrip()
+
+
+def _order_ends(sql: str) -> int | None:
+    """Return where the terms of a query's own ORDER BY end, if it has one."""
+    depth, before, inside = 0, "", False
+    for found in _TOKEN.finditer(_COMMENT.sub(lambda one: " " * len(one[0]), sql)):
+        one = found[0].lower()
         depth += (one == "(") - (one == ")")
-        if depth == 0 and (one, following) == ("order", "by"):
-            return True
-    return False
+        if depth == 0 and (before, one) == ("order", "by"):
+            inside = True
+        elif depth == 0 and inside and one in ("limit", "offset", ";"):
+            return found.start()
+        before = one
+    return len(sql) if inside else None
 
 
 def _grams(sql: str, size: int) -> set[tuple[str, ...]]:
