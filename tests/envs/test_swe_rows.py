@@ -135,6 +135,7 @@ def test_a_row_of_swe_smith_has_its_defect_planted_and_its_patch_turned_round(tm
     assert image.base == SMITH["image_name"]
     assert "git apply" in image.run[0]
     assert task.public.data["base_commit"] == "1234abcd"
+    assert "protected" not in task.hidden.data  # what every image holds somewhere is no secret
 
 
 def test_a_row_of_r2e_gym_brings_its_tests_and_its_images_lose_them(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def to_task(instance: SweInstance) -> Task:
     failing: list[JsonValue] = [*instance.FAIL_TO_PASS]
     passing: list[JsonValue] = [*instance.PASS_TO_PASS]
     judging = environment.model_dump(mode="json", include=_JUDGING)
+    if environment.protected == PROTECTED:  # the grader's own default, which half of all packages speak of: no secret
+        del judging["protected"]
     spec: dict[str, JsonValue] = {"fail_to_pass": failing, "pass_to_pass": passing, **judging}
     data: dict[str, JsonValue] = {"repo": instance.repo, "base_commit": instance.base_commit}
     if repository is None:
