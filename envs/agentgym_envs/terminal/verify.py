@@ -74,7 +74,7 @@ def is_handed_in(name: str, roots: tuple[str, ...]) -> bool:
     >>> [is_handed_in(one, ("/app",)) for one in ("/app/a", "/app/../etc/passwd", "/tests/test.sh", "/apple")]
     [True, False, False, False]
     """
-    if posixpath.normpath(name) != name or "\\0" in name:
+    if posixpath.normpath(name) != name or not name.isprintable():
         return False
     if any(name == one or name.startswith(f"{one}/") for one in _OURS):
         return False
