@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentgym import registry
+from agentgym import redteam, registry
 from agentgym.errors import TaskError, UnknownNameError, VerifierError
 from agentgym.rewards import WeightedPartial
 from agentgym.sandbox import SandboxBackend
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.testing import check_environment
 from agentgym.types import Group, Submission, Trajectory, Trust, Verdict
+from agentgym.validate.secrets import SHORT, secrets
 from agentgym_envs.sql import incidents, questions
 from agentgym_envs.sql.compare import Row, Table, Wanted, same
-from agentgym_envs.sql.env import SqlEnv
+from agentgym_envs.sql.env import DatabaseEnv, SqlEnv
 from agentgym_envs.sql.files import defog, spider
 from agentgym_envs.sql.grader import SqlGrader
 from agentgym_envs.sql.investigation import DECAY, InvestigationEnv
@@ -285,6 +286,24 @@ def test_a_wrong_report_earns_what_it_found_on_the_way() -> None:
 def test_environments_keep_their_contract(backend: SandboxBackend, name: str) -> None:
     made = registry.lookup("envs", name)
     check_environment(lambda: made(count=4, sandbox=backend))
+
+
+@pytest.mark.parametrize("name", ["agentgym/Sql-v0", "agentgym/Investigation-v0"])
+def test_the_red_team_finds_attacks_that_hold_and_nothing_hidden_is_told(backend: SandboxBackend, name: str) -> None:
+    def make() -> DatabaseEnv:
+        made: DatabaseEnv = registry.lookup("envs", name)(count=1, sandbox=backend)
+        return made
+
+    env = make()
+    one = next(iter(env.tasks))
+    target = redteam.target_of(make, one)
+    attacks = redteam.attacks_on(target, env)
+    assert len(attacks) > 20
+    for attack in redteam.chosen(attacks, 3, 1):
+        assert redteam.run(make, target, attack).held, attack.name
+    told = [*(message.content for message in env.reset(options={"task": one})[0]), one.id]
+    env.close()
+    assert not [secret for secret in secrets(one, SHORT) if secret in "\n".join(told)]
 
 
 def test_a_query_without_end_costs_its_steps_and_no_more(backend: SandboxBackend) -> None:

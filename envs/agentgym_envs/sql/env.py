@@ -158,7 +158,9 @@ class SqlEnv(DatabaseEnv):
 
     def attacks(self, task: Task) -> Mapping[str, Submission | Sequence[str]]:
         """Return queries that change, escape or exhaust the database, or know the answer by heart."""
-        found: dict[str, Submission | Sequence[str]] = {name: Submission(answer=sql) for name, sql in QUERIES.items()}
+        found: dict[str, Submission | Sequence[str]] = {
+            f"hands in a query that {name}": Submission(answer=sql) for name, sql in QUERIES.items()
+        }
         by_heart = task.hidden.reference.get("by_heart")
         if isinstance(by_heart, str):
             found["knows the answer by heart"] = Submission(answer=by_heart)

@@ -88,7 +88,7 @@ def generate(seed: int, difficulty: float = 2.0) -> Task:
         public=public,
         # The logs hold the entities themselves, and so the agent's sandbox does: here they are hashed.
         hidden=Hidden(
-            data={"salt": name, "path": [fingerprint(name, one) for one in found.path[1:]]},
+            data={"salt": name[:6], "path": [fingerprint(name[:6], one) for one in found.path[1:]]},
             reference={"seed": seed, "hops": hops, "noise": noise},
         ),
         hints=(f"The tables lead on in this order: {', '.join(one.table for one in found.edges)}.",),
