@@ -81,6 +81,17 @@ def test_a_frozen_policy_stays_while_its_critic_learns(tiny: Tiny, kind: CriticS
     assert "loss" not in metrics
 
 
+@kinds
+def test_a_frozen_policy_without_a_single_verdict_changes_nothing(tiny: Tiny, kind: CriticSettings) -> None:
+    one = learner(tiny, kind)
+    before = weights(one.model)
+    unscored = ValueTargets(one.values(BATCH), TARGET, BATCH.sampled_BL & False)
+    metrics = one.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings(), values=unscored, frozen=True)
+    assert torch.equal(weights(one.model), before)
+    assert not one.values(BATCH).any()
+    assert "value_loss" not in metrics
+
+
 @pytest.mark.parametrize(("weight", "moves"), [(0.0, False), (0.5, True)])
 def test_the_value_loss_shapes_the_policys_trunk_only_as_much_as_it_may(tiny: Tiny, weight: float, moves: bool) -> None:
     one = learner(tiny, CriticSettings(trunk="policy", trunk_weight=weight))

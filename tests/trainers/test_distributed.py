@@ -12,6 +12,7 @@ import torch
 import two_ranks
 from safetensors.torch import load_file
 
+from agentgym.cli import training
 from agentgym.errors import RecipeError
 from agentgym.run import RunDirectory
 from agentgym_trainers.native import NativeTrainer
@@ -94,3 +95,15 @@ def test_several_processes_do_not_train_asynchronously() -> None:
     World(0, 1).refuse_overlap(2)
     with pytest.raises(RecipeError, match=r"2 processes train in lock-step, found trainer.schedule.max_staleness 3"):
         World(0, 2).refuse_overlap(3)
+
+
+def test_processes_of_the_command_line_agree_on_the_runs_folder(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = lab.recipe()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="2 processes train into one folder; name it with --run"):
+        training._create(recipe, None)
+    first = training._create(recipe, tmp_path / "shared")
+    monkeypatch.setenv("RANK", "1")
+    assert training._create(recipe, tmp_path / "shared").path == first.path

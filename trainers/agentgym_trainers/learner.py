@@ -256,7 +256,8 @@ class Learner:
 
     def _backward(self, loss: Tensor, *, counts: bool) -> None:
         """Accumulate the gradients of a share of the loss; sharded ones are averaged, and should be summed."""
-        (loss * (self._world.size if counts else 0)).backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # not where a frozen policy's attempts have no verdict to fit a critic to
+            (loss * (self._world.size if counts else 0)).backward()  # type: ignore[no-untyped-call]
 
     def _policy_loss(
         self,
