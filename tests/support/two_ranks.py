@@ -62,6 +62,7 @@ def main() -> None:
             found[packing] = {"metrics": metrics, "state": state, "more": learn(again, 2), "end": again.state()}
         if world.main:
             torch.save(found, path)
+        del learner, again
         world.leave()
         return
     from agentgym.recipe import Recipe

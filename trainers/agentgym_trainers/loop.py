@@ -116,6 +116,7 @@ class Trainer:
             gc.unfreeze()
             await self.collector.close()
             await self.parts.engine.close()
+            del self.collector, self.parts
 
     async def _warm_start(self) -> None:
         """Imitate the demonstrations' assistant tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,11 @@ class World:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Part from the others; what was sharded among them must be held by nobody any more."""
         if self.size > 1:
             dist.destroy_process_group()
+            # Sharded modules lie in reference cycles and hold the group, whose threads must end before Python does.
+            gc.collect()
 
     @property
     def main(self) -> bool:
