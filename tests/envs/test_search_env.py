@@ -246,7 +246,7 @@ def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchEnv:
 
 
 def test_the_expert_that_follows_the_known_way_is_right_and_sees_the_evidence(real: SearchEnv) -> None:
-    right, evident, splits = [], [], set()
+    right, evident, recalls, splits = [], [], [], set()
     for task in real.tasks:
         real.reset(options={"task": task})
         heard, verdict = [normalised(task.public.prompt)], None
@@ -254,6 +254,7 @@ def test_the_expert_that_follows_the_known_way_is_right_and_sees_the_evidence(re
             observation, _, _, _, info = real.step(line)
             heard += [normalised(one.content) for one in observation]
             verdict = info.get("verdict", verdict)
+        recalls.append(real.turns[0].signal("recall"))
         assert verdict is not None
         golds = [normalised(one) for one in read_gold(task).golds]
         evident.append(any(one in text for one in golds for text in heard) or golds[0] in ("yes", "no"))
@@ -262,6 +263,7 @@ def test_the_expert_that_follows_the_known_way_is_right_and_sees_the_evidence(re
     assert len(right) == 700
     assert splits == {"train", "validation", "test"}
     assert sum(right) / 700 >= 0.95
+    assert sum(recalls) / 700 >= 0.98  # by searching alone, before anything is opened
     assert sum(evident) / 700 >= 0.95
 
 
