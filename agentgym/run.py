@@ -21,6 +21,8 @@ from agentgym.rewards import Rewards
 from agentgym.types import Group, Trajectory
 
 METRICS = "metrics.jsonl"
+STOPPED = "stopped.json"
+"""Why a training ended by itself before its last step, as `reason`; absent otherwise."""
 
 
 class Tracker(Protocol):

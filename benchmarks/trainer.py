@@ -44,17 +44,17 @@ class Figures:
     """What one system did in its time."""
 
     steps: Sequence[Mapping[str, float]]
-    """The first is left out: caches and pools fill in it."""
+    """Without the first, in which caches and pools fill, and without as many more as samples may be stale."""
     peak_mb: float
 
     @property
     def seconds(self) -> float:
-        """Median wall time of a step."""
-        return statistics.median(one["seconds"] for one in self.steps)
+        """Mean wall time of a step; steps that overlap are uneven, so a median would say little."""
+        return statistics.fmean(one["seconds"] for one in self.steps)
 
     @property
     def sampled_per_cpu_second(self) -> float:
-        """Sampled tokens per CPU second of whole steps."""
+        """Sampled tokens per CPU second of sampling, tools included."""
         return sum(one["sampled"] for one in self.steps) / max(1e-9, sum(one["cpu"] for one in self.steps))
 
     @property
@@ -72,13 +72,15 @@ class Figures:
 @app.command()
 def main(
     quick: Annotated[
-        bool, typer.Option(help="Ten seconds, but two steps at least, for each system and latency.")
+        bool,
+        typer.Option(help="Ten seconds for each system and latency; four measured steps at least, of TRL one."),
     ] = False,
     seconds: Annotated[float, typer.Option(min=5, help="Training time of each system, at each latency.")] = 60,
     model: Annotated[str, typer.Option(help="0.5M or 25M.")] = "0.5M",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each system's tensors; 0: as PyTorch likes.")] = 1,
     latencies: Annotated[str, typer.Option(help="Of tools, in seconds.")] = "0,0.05,0.2",
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Install TRL into an environment of its own.")] = True,
+    warm: Annotated[Path | None, typer.Option(help="Keep the warm start here, or begin with what is here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Train a calculator agent with each system for the same time; print what a step costs and where it led.
@@ -94,28 +96,30 @@ def main(
     if model not in SHAPES:
         raise typer.BadParameter(f"--model knows {', '.join(SHAPES)}, not {model!r}")
     seconds = 10.0 if quick else seconds
-    budget = {"seconds": seconds, "fewest": 2 if quick else 4, "threads": threads, "tasks": 16, "attempts": 8}
+    budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8}
     speeds = latencies.split(",")
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
         python = install(bars) if peer else None
-        warm: dict[str, Any] = {"shape": {**SHAPES[model], "num_key_value_heads": SHAPES[model]["num_attention_heads"]}}
-        warm |= {"steps": 400 if model == "0.5M" else 150, "lr": WARM_LR[model], "threads": threads}
+        begin = warm or Path(folder) / "warm"
         bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + bool(python)) + len(OURS))
-        begun = ours({**warm, "model": f"{folder}/model"})
+        begun = warm_start(begin, model, threads)
         bars.advance(bar)
         for speed in [*speeds, "heavy"]:
-            asked = {**budget, "model": f"{folder}/model", "latency": speed}
+            asked = {**budget, "model": str(begin / "model"), "latency": speed}
             systems: dict[str, Figures] = {}
             for name, staleness in OURS.items():
                 bars.update(bar, description=f"{name}, tools {speed}")
                 allowed = 3 if speed == "heavy" and staleness else staleness
-                systems[name] = figures(ours({**asked, "max_staleness": allowed, "compute": {}}))
+                fewest = 1 + allowed + 4
+                answer = ours({**asked, "max_staleness": allowed, "fewest": fewest, "compute": {}})
+                systems[name] = Figures(answer["steps"][1 + allowed :], answer["peak_mb"])
                 bars.advance(bar)
             if python is not None and speed != "heavy":
                 bars.update(bar, description=f"TRL, tools {speed}")
-                systems["TRL"] = figures(theirs(python, asked))
+                answer = theirs(python, {**asked, "fewest": 2 if quick else 4})
+                systems["TRL"] = Figures(answer["steps"][1:], answer["peak_mb"])
                 bars.advance(bar)
             found[speed] = systems
     console.print(f"{begun['parameters'] / 1e6:.2f}M parameters, warm start {begun['reward']:.2f}, {threads} thread(s)")
@@ -126,11 +130,18 @@ def main(
         json_file.write_text(json.dumps({"warm": begun, "steps": plain}, indent=1) + "\n")
 
 
-def figures(answer: Mapping[str, Any]) -> Figures:
-    """Read a worker's answer."""
-    if len(answer["steps"]) < 2:
-        raise BenchmarkError("a system took fewer than two steps")
-    return Figures(answer["steps"][1:], answer["peak_mb"])
+def warm_start(folder: Path, model: str, threads: int) -> dict[str, Any]:
+    """Imitate demonstrations, unless that was done into this folder before."""
+    told = folder / "warm.json"
+    if told.exists():
+        kept: dict[str, Any] = json.loads(told.read_text())
+        return kept
+    shape = {**SHAPES[model], "num_key_value_heads": SHAPES[model]["num_attention_heads"]}
+    steps = 300 if model == "0.5M" else 150
+    asked = {"shape": shape, "steps": steps, "lr": WARM_LR[model], "threads": threads, "model": str(folder / "model")}
+    made = ours(asked)
+    told.write_text(json.dumps(made))
+    return made
 
 
 def ours(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +205,7 @@ def run(command: Sequence[str]) -> None:
 
 def table(found: Mapping[str, Mapping[str, Figures]]) -> Table:
     """Return what each system did."""
-    made = Table(title="medians of one run", box=box.MARKDOWN)
+    made = Table(title="one run", box=box.MARKDOWN)
     for name in ("tools, s", "system", "s per step", "steps", "sampled tokens per CPU s", "trained tokens per s",
                  "peak MB", "reward at the end"):  # fmt: skip
         made.add_column(name, justify="right" if name != "system" else "left")
@@ -238,9 +249,8 @@ def _compared(found: Mapping[str, Mapping[str, Figures]]) -> list[tuple[str, flo
 
 
 def _times(own: Sequence[Figures]) -> float:
-    # Steps per second of the whole time: the median of overlapping steps says little, since some of them wait for none.
-    in_turns, overlapping = (len(one.steps) / sum(step["seconds"] for step in one.steps) for one in own)
-    return overlapping / in_turns
+    in_turns, overlapping = (one.seconds for one in own)
+    return in_turns / overlapping
 
 
 if __name__ == "__main__":

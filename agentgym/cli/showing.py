@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from agentgym.cli.console import out, say
 from agentgym.cli.curves import plot, sparkline
 from agentgym.cli.terminal import show as show_messages
 from agentgym.errors import AgentgymError, UnknownNameError
-from agentgym.run import RunDirectory
+from agentgym.run import STOPPED, RunDirectory
 from agentgym.types import Trajectory
 
 _SHOWN_METRICS = 24
@@ -26,6 +27,8 @@ def run(folder: Path, task: str | None, step: int | None, attempt: int | None) -
         _show_task(kept, task, step, attempt)
         return
     _show_manifest(kept)
+    if (kept.path / STOPPED).exists():
+        say(json.loads((kept.path / STOPPED).read_text(encoding="utf-8"))["reason"], "bold")
     if (kept.path / "report.json").exists():
         _show_report(kept)
     show_curves(kept)

@@ -79,7 +79,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock."""
-        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._wall = time.monotonic()
         self._began = self._began or self._wall
 
     def on_step_end(self, *given: Any, **_: Any) -> Any:
@@ -88,7 +88,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.steps.append(
             {
                 "seconds": wall,
-                "cpu": time.process_time() - self._cpu,
+                "cpu": self.trainer.cpu,
                 "rollout": self.trainer.rollout,
                 "learn": wall - self.trainer.rollout,
                 "sampled": self.trainer.sampled,

@@ -54,6 +54,13 @@ def test_held_out_pass_rate_rises_and_does_not_with_the_advantage_flipped(lab: A
     assert wrong[-1] <= wrong[0]
 
 
+def test_a_run_that_samples_while_it_learns_learns_too(lab: Any, warm: Path) -> None:
+    trainer = {**improve(warm, 14, loss="truncated"), "schedule": {"max_staleness": 2}}
+    run = lab.train(environment=environment("plain"), trainer=trainer)
+    assert max(lab.column(run, "schedule/staleness_max")) == 2
+    assert lab.held_out(run)[-1] >= lab.held_out(run)[0] + 0.1
+
+
 def test_ppo_raises_the_held_out_pass_rate_and_its_critic_foresees_which_attempts_fail(lab: Any, warm: Path) -> None:
     # One attempt per task: nothing but the critic says what to expect of a task; three in ten are never solved.
     policy = {"advantage": "gae", "attempts": 1, "tasks_per_step": 128, "advantage_options": {"lam": 1.0}}

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from agentgym.cli.app import app
 from agentgym.errors import AgentgymError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
@@ -112,6 +114,8 @@ def test_a_broken_rule_ends_the_run_with_its_reason_and_keeps_the_last_good_chec
     assert [one.step for one in Checkpoints(run.checkpoints, keep=1).all()] == [0]  # from before the trouble
     assert json.loads((run.path / "stopped.json").read_text())["step"] == 3
     assert len(lab.column(run, "rollout/turns")) == 3
+    shown = CliRunner().invoke(app, ["show", str(run.path)])
+    assert "stopped after step 3: rollout/turns was above 0" in shown.output
     lenient = chosen.model_copy(update={"trainer": {**chosen.trainer, "watch": {}}})
     NativeTrainer().train(lenient.prepare(), run, resume=True)
     assert not (run.path / "stopped.json").exists()

@@ -17,7 +17,7 @@ import torch
 from agentgym.errors import RecipeError
 from agentgym.learnable import Learnable
 from agentgym.recipe import Prepared
-from agentgym.run import RunDirectory
+from agentgym.run import STOPPED, RunDirectory
 from agentgym.sampling import ShuffledSampler, derive_seed
 from agentgym.types import pass_rate
 from agentgym_trainers.asynchronous import Asynchronous
@@ -32,9 +32,6 @@ from agentgym_trainers.trackers import Trackers
 from agentgym_trainers.update import Update
 from agentgym_trainers.watch import Watch
 from agentgym_trainers.world import World
-
-STOPPED = "stopped.json"
-"""Why a run ended before its last step, if it did so by itself."""
 
 
 def train(prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Progress | None = None) -> None:
