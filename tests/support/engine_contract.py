@@ -128,6 +128,11 @@ class EngineContract:
 
         subject.run(all_at_once())
 
+    def test_more_prompt_tokens_than_are_computed_at_once(self, subject: Subject) -> None:
+        prompts = [[10 + index, *PROMPTS[2] * 40] for index in range(24)]
+        for prompt, made in zip(prompts, subject.run(subject.ask_all(prompts, max_tokens=3)), strict=True):
+            subject.exact(prompt, made)
+
     def test_seeds_repeat_and_differ(self, subject: Subject) -> None:
         together = subject.run(subject.ask_all(PROMPTS))
         for index, prompt in enumerate(PROMPTS):

@@ -29,6 +29,7 @@ def vllm_server(model: Any, folder: Path, *arguments: str) -> Iterator[str]:
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "shape"),
         "--host", "127.0.0.1", "--port", str(port), "--skip-tokenizer-init", "--load-format", "dummy",
         "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32", "--generation-config", "vllm",
+        "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(model.config.max_position_embeddings),
         "--enable-scale-out", "--worker-extension-cls", "agentgym_trainers.engines.vllm_worker.WeightFiles",
         *arguments,
     ]  # fmt: skip

@@ -17,6 +17,10 @@ from agentgym_trainers.engines.weights import FileSync, LoopClient, TransferSync
 
 logger = logging.getLogger(__name__)
 
+# A prompt that is computed in chunks winds its request's random generator back, which CPU generators cannot do: the
+# whole of vLLM 0.32 would end with an error.
+_CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
+_CPU_PREFILL = 4096
 _GRACE_S = 20.0
 _EXTENSION = "agentgym_trainers.engines.vllm_worker.WeightFiles"
 
@@ -62,13 +66,14 @@ class VLLMEngine(RemoteEngine):
         del batching
         super().__init__(model, context_length)
         self._transport = pick_transport(transport, model)
+        on_cpu = model.device.type == "cpu"
         self._arguments: dict[str, Any] = {
             "dtype": dtype or str(model.dtype).removeprefix("torch."),
             "max_model_len": self._context,
             "max_num_seqs": max_batch,
             "gpu_memory_utilization": memory_share,
             "enable_prefix_caching": True,
-            "enforce_eager": model.device.type == "cpu",
+            **(_CPU_ARGUMENTS | {"max_num_batched_tokens": max(_CPU_PREFILL, self._context)} if on_cpu else {}),
             **(options or {}),
         }
         self._cpu_cache_gb = cpu_cache_gb
