@@ -57,3 +57,9 @@ def test_what_the_backend_lacks_is_refused_before_any_sandbox_starts() -> None:
     prepared = _recipe(None).prepare()
     assert prepared.train
     prepared.backend.close()
+
+
+def test_training_environments_know_how_far_training_has_come_and_others_do_not() -> None:
+    prepared = _recipe(None).prepare()
+    prepared.clock.progress = 0.5
+    assert (prepared.make_training_env().progress, prepared.make_env().progress) == (0.5, None)
