@@ -138,11 +138,11 @@ class RunningEpisode:
             if self.session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
                 self.sampled += action.sampled
                 self.trajectory.extra = {**self.trajectory.extra, "sampled_tokens": self.sampled}
-            step = await self._step(action.message)
-            messages, _, terminated, truncated, info = step
-            turn = Turn(action.message, messages, info_signals(info), action.stop_reason, action.weight_version)
+            turn = Turn(action.message, (), (), action.stop_reason, action.weight_version)
+            self.trajectory.turns.append(turn)  # at once: what was said counts, even if no answer comes in time
+            messages, _, terminated, truncated, info = await self._step(action.message)
+            turn.observation, turn.signals = messages, info_signals(info)
             turn.seconds = time.monotonic() - began
-            self.trajectory.turns.append(turn)
             if terminated or truncated:
                 self.session.observe(messages)
                 self.trajectory.verdict, self.trajectory.end = info["verdict"], info["end"]

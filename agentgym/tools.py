@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -114,17 +114,32 @@ class SchemaTool:
         if find_spec("jsonschema") is None:
             raise MissingExtraError("jsonschema", "tools")
         from jsonschema import Draft202012Validator, SchemaError
+        from referencing.exceptions import Unresolvable
 
         try:
             Draft202012Validator.check_schema(self.parameters)
+            for place in _references(self.parameters):
+                self._resolver.lookup(place)
         except SchemaError as error:
             raise ValueError(f"the schema of the tool {self.name!r} is malformed: {error.message}") from error
+        except Unresolvable as error:
+            raise ValueError(
+                f"the schema of the tool {self.name!r} refers to {error.ref!r}, which is not in it"
+            ) from error
 
     @cached_property
     def _validator(self) -> Any:
         from jsonschema import Draft202012Validator
+        from referencing import Registry
 
-        return Draft202012Validator(self.parameters)
+        return Draft202012Validator(self.parameters, registry=Registry())
+
+    @property
+    def _resolver(self) -> Any:
+        from referencing import Registry
+        from referencing.jsonschema import DRAFT202012
+
+        return Registry().resolver_with_root(DRAFT202012.create_resource(self.parameters))
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -155,6 +170,19 @@ class SchemaTool:
             where = ".".join(map(str, found.absolute_path)) or "arguments"
             raise ValueError(f"{self.name}: {where}: {found.message[:200]}")
         return given
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Yield what a schema refers to; none of it is ever fetched."""
+    if isinstance(schema, Mapping):
+        for name, value in schema.items():
+            if name in ("$ref", "$dynamicRef") and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for one in schema:
+            yield from _references(one)
 
 
 @lru_cache(maxsize=1024)

@@ -54,13 +54,14 @@ def create_app(sessions: Sessions, token: str | None, *, name: str, description:
         if door is not None and not door.opens(request.headers.get("authorization", "")):
             raise HTTPException(401, "wanted the header `Authorization: Bearer TOKEN` with the server's token")
 
-    app = FastAPI(title=f"agentgym {name}", description=description, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"agentgym {name}", description=description, lifespan=lifespan, openapi_url=None)
     for kind, status, _ in _STATUS:
         app.add_exception_handler(kind, _answer(status))
     app.add_middleware(_Bounded, limit=sessions.bounds.message_bytes)
     paths = _Paths(sessions, name, description)
     app.add_api_route("/health", paths.health)
     inside = APIRouter(dependencies=[Depends(admit)], responses={401: {"description": "no token"}})
+    inside.add_api_route("/openapi.json", lambda: app.openapi(), include_in_schema=False)
     inside.add_api_route("/metadata", paths.metadata)
     inside.add_api_route("/schema", paths.schema)
     inside.add_api_route("/metrics", paths.metrics, response_class=PlainTextResponse)
@@ -174,7 +175,7 @@ class _Conversation:
                 # A client that does not read must not keep its session for ever.
                 await asyncio.wait_for(self._websocket.send_text(json.dumps(answer)), _SEND_S)
             await self._websocket.close()
-        except (WebSocketDisconnect, TimeoutError, RuntimeError):
+        except (WebSocketDisconnect, TimeoutError):
             logger.info("a client is gone")
         except AgentgymError as error:  # no session could be had
             await self._websocket.send_text(json.dumps(_error(error)))

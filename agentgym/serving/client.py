@@ -14,8 +14,6 @@ from agentgym.serving.server import TOKEN_VARIABLE
 from agentgym.spaces import ActionSpace, ObservationSpace
 from agentgym.types import Message, Verdict
 
-_NOT_OURS = (404, 409, 422)
-
 
 class RemoteEnv(gymnasium.Env[Observation, Message | str]):
     """One session on a server: `reset` and `step` take and return what they do locally.
@@ -98,10 +96,12 @@ class RemoteEnv(gymnasium.Env[Observation, Message | str]):
             ) from error
         if found.is_success:
             return dict(found.json())
-        told = _told(found)
+        told, kind = _told(found)
         if found.status_code == 409:
             raise gymnasium.error.ResetNeeded(told)
-        if found.status_code in _NOT_OURS and "session" not in told:
+        if kind == "UnknownSessionError":
+            self._session = None  # the next reset opens another
+        elif found.status_code == 422:
             raise TaskError(f"the server at {self._http.base_url} refuses: {told}")
         raise InfrastructureError(f"the server at {self._http.base_url} answers {found.status_code}: {told}")
 
@@ -117,9 +117,10 @@ def _info(observation: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
-def _told(found: Any) -> str:
+def _told(found: Any) -> tuple[str, str]:
+    """Return what an answer says, and the name of its error."""
     try:
-        detail = found.json().get("detail", found.text)
+        body = found.json()
     except ValueError:
-        detail = found.text
-    return str(detail)[:300]
+        body = {"detail": found.text}
+    return str(body.get("detail", body))[:300], str(body.get("error", ""))

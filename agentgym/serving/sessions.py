@@ -145,7 +145,8 @@ class Sessions:
         """Close a session; a turn that still runs loses its sandbox and ends by itself."""
         if self._open.pop(session.id, None) is not None:
             self.counts[how] += 1
-            await self._in_thread(session.env.close)
+            # Not through the pool: a turn that hangs holds its thread until its sandbox is gone.
+            await asyncio.shield(asyncio.to_thread(session.env.close))
 
     async def sweep(self) -> None:
         """End silent sessions, for ever."""
@@ -155,21 +156,28 @@ class Sessions:
             for one in [*self._open.values()]:
                 if not one.turn.locked() and now - one.used_at > self.bounds.session_ttl_s:
                     logger.info("a silent session is ended session=%s", one.id[:8])
-                    await self.end(one, "expired")
+                    try:
+                        await self.end(one, "expired")
+                    except Exception:
+                        logger.exception("a silent session could not be closed session=%s", one.id[:8])
 
     async def close(self) -> None:
         """End all sessions."""
-        await asyncio.gather(*(self.end(one) for one in [*self._open.values()]))
+        ended = await asyncio.gather(*(self.end(one) for one in [*self._open.values()]), return_exceptions=True)
+        for error in filter(None, ended):
+            logger.error("a session could not be closed", exc_info=error)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _turn(self, session: Session, call: Callable[[], Result]) -> Result:
         async with session.turn:
             self.find(session.id)  # it may have ended while this turn waited
-            began = time.monotonic()
+            began, deadline = time.monotonic(), asyncio.timeout(self.bounds.turn_timeout_s)
             try:
-                async with asyncio.timeout(self.bounds.turn_timeout_s):
+                async with deadline:
                     return await self._in_thread(call)
-            except TimeoutError:
+            except TimeoutError as error:
+                if not deadline.expired():  # somebody else's, such as a socket's
+                    raise self._crash(session) from error
                 await self.end(session, "expired")
                 raise TurnTimeoutError(
                     f"the turn took longer than {self.bounds.turn_timeout_s:g} s; its session is ended"
@@ -178,13 +186,16 @@ class Sessions:
                 self.counts["errors"] += 1
                 raise
             except Exception as error:
-                self.counts["errors"] += 1
-                logger.exception("an environment raised session=%s", session.id[:8])
-                raise CrashError("the environment raised an error; the server's log has it") from error
+                raise self._crash(session) from error
             finally:
                 session.used_at = time.monotonic()
                 self.counts["turns"] += 1
                 self.turn_seconds += time.monotonic() - began
+
+    def _crash(self, session: Session) -> CrashError:
+        self.counts["errors"] += 1
+        logger.exception("an environment raised session=%s", session.id[:8])
+        return CrashError("the environment raised an error; the server's log has it")
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)

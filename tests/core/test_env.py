@@ -372,12 +372,12 @@ def test_rendering_shows_the_transcript() -> None:
     assert ToyEnv().render() is None
 
 
-WANT_A_SERVER = {"agentgym/Mcp-v0", "agentgym/OpenEnv-v0"}
-"""Checked where their servers run."""
+WANT_OPTIONS = {"agentgym/Mcp-v0", "agentgym/OpenEnv-v0", "agentgym/Terminal-v0"}
+"""A server, or task files: checked in their own tests."""
 
 
 @pytest.mark.parametrize(
-    "env_id", [one for one in registry.names("envs") if one.startswith("agentgym/") and one not in WANT_A_SERVER]
+    "env_id", [one for one in registry.names("envs") if one.startswith("agentgym/") and one not in WANT_OPTIONS]
 )
 def test_every_installed_environment_passes_the_conformance_checks(env_id: str) -> None:
     probe = registry.make(env_id)

@@ -89,6 +89,24 @@ def test_a_malformed_schema_is_refused_when_the_tool_is_made() -> None:
         SchemaTool("odd", "", {"type": "no such type"})
 
 
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/secret", "file:///etc/hostname", "#/nowhere"])
+def test_what_a_schema_refers_to_is_never_fetched(place: str) -> None:
+    with pytest.raises(ValueError, match="which is not in it"):
+        SchemaTool("odd", "", {"type": "object", "properties": {"a": {"$ref": place}}})
+
+
+def test_a_schema_may_refer_to_its_own_parts() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/word"}},
+        "$defs": {"word": {"type": "string"}},
+    }
+    one = SchemaTool("even", "", parameters)
+    assert one.check({"a": "x"}) == {"a": "x"}
+    with pytest.raises(ValueError, match="a: 3 is not of type 'string'"):
+        one.check({"a": 3})
+
+
 def test_text_is_said_to_somebody_and_may_end_the_episode(env: Weather) -> None:
     observation, _, terminated, _, info = env.step("It rains.")
     assert (observation[0].role, observation[0].content) == ("user", "and tomorrow?")

@@ -113,7 +113,7 @@ def test_an_infrastructure_failure_that_stays_is_unscored_and_never_a_zero() -> 
     assert found.verdict is not None
     assert found.verdict.value is None
     assert found.error == "SandboxError: gone"
-    assert len(found.turns) == 1
+    assert [one.observation != () for one in found.turns] == [True, False]  # the last got no answer
 
 
 @pytest.mark.parametrize(

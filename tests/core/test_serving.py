@@ -28,7 +28,7 @@ from agentgym.errors import CapabilityError, InfrastructureError, TaskError
 from agentgym.serving.app import create_app
 from agentgym.serving.client import RemoteEnv
 from agentgym.serving.server import serve
-from agentgym.serving.sessions import Bounds, FullError, Sessions
+from agentgym.serving.sessions import Bounds, CrashError, FullError, Sessions
 from agentgym.serving.wire import Action, Reset
 from agentgym.testing import ToyEnv, toy_task
 from agentgym.types import Message, ToolCall
@@ -131,7 +131,7 @@ def test_a_step_before_a_reset_or_after_the_end_says_so(url: str) -> None:
 def test_a_stranger_learns_that_the_server_lives_and_no_more(url: str) -> None:
     with httpx.Client(base_url=url, trust_env=False) as stranger:
         assert stranger.get("/health").json() == {"status": "healthy"}
-        for path in ("/metadata", "/schema", "/metrics"):
+        for path in ("/metadata", "/schema", "/metrics", "/openapi.json"):
             assert stranger.get(path).status_code == 401
         assert stranger.post("/sessions", json={}).status_code == 401
         assert stranger.post("/sessions", json={}, headers={"Authorization": "Bearer " + "x" * 22}).status_code == 401
@@ -207,6 +207,83 @@ def test_silence_and_slowness_end_a_session_and_its_environment() -> None:
         assert {client.get(f"/sessions/{one}").status_code for one in (silent, slow)} == {404}
         assert len(set(Slow.closed)) >= 2
         assert "agentgym_expired_total 2.0" in client.get("/metrics").text
+
+
+class Hung(ToyEnv):
+    """Steps that end only when the environment is closed, as one does whose sandbox hangs."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ended = threading.Event()
+
+    @tool
+    def wait(self) -> str:
+        """Wait for the end."""
+        self.ended.wait(60)
+        return "ended"
+
+    def close(self) -> None:
+        self.ended.set()
+        super().close()
+
+
+def test_turns_that_hang_are_cut_off_even_if_they_hold_every_thread() -> None:
+    with running(Hung, threads=2, turn_timeout_s=0.5) as url, ask(url) as client, ThreadPoolExecutor(2) as pool:
+        ids = [client.post("/sessions", json={"task": "toy-0"}).json()["session_id"] for _ in range(2)]
+        call = {"tool_calls": [{"name": "wait"}]}
+        hung = [pool.submit(client.post, f"/sessions/{one}/step", json=call) for one in ids]
+        assert [one.result(20).status_code for one in hung] == [504, 504]
+        assert client.post("/sessions", json={"task": "toy-0"}).status_code == 201
+
+
+class Stubborn(ToyEnv):
+    """Cannot be closed, and times out by itself."""
+
+    @tool
+    def dial(self) -> str:
+        """Time out."""
+        raise TimeoutError("somebody else's")
+
+    def close(self) -> None:
+        raise OSError("stuck")
+
+
+def test_one_that_cannot_be_closed_keeps_no_other_open() -> None:
+    async def play() -> int:
+        sessions = Sessions(Stubborn, Bounds(session_ttl_s=0.1))
+        sweeping = asyncio.create_task(sessions.sweep())
+        for _ in range(3):
+            await sessions.begin()
+            await asyncio.sleep(0.3)
+        assert not sweeping.done()
+        sweeping.cancel()
+        return len(sessions)
+
+    assert asyncio.run(play()) == 0
+
+
+def test_an_environments_own_timeout_is_no_slow_turn() -> None:
+    async def play() -> None:
+        sessions = Sessions(Stubborn)
+        one = await sessions.begin()
+        await sessions.reset(one, Reset(task="toy-0"))
+        with pytest.raises(CrashError):
+            await sessions.step(one, Action.model_validate({"tool_calls": [{"name": "dial"}]}))
+        assert (await sessions.step(one, Action(content="x"))).done is False
+
+    asyncio.run(play())
+
+
+def test_a_session_that_has_gone_is_begun_anew_by_the_next_reset() -> None:
+    with running(session_ttl_s=0.2) as url, closing(RemoteEnv(url, token=TOKEN)) as env:
+        env.reset(options={"task": "toy-0"})
+        time.sleep(1.0)
+        with pytest.raises(InfrastructureError, match="there is no such session"):
+            env.step("x")
+        env.reset(options={"task": "toy-0"})
+        assert env.step("x")[2] is False
+        with pytest.raises(TaskError, match="no task of"):
+            env.reset(options={"task": "session-3"})
 
 
 def test_a_full_server_refuses_and_recovers() -> None:

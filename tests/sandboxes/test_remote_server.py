@@ -310,7 +310,7 @@ def test_a_server_that_cannot_be_is_refused_with_one_sentence(arguments: list[st
 
 def test_a_taken_port_is_named(server: Any) -> None:
     port = server.url.rpartition(":")[2]
-    with pytest.raises(SandboxError, match=f"cannot listen on 127.0.0.1 port {port}"):
+    with pytest.raises(InfrastructureError, match=f"cannot listen on 127.0.0.1 port {port}"):
         serve_backend(ProcessBackend(), port=int(port), say=print)
 
 

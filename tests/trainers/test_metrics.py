@@ -97,6 +97,21 @@ def test_rising_step_rewards_over_falling_outcomes_raise_an_alarm(caplog: pytest
     assert follow([0.5] * 8, up + [0.6] * 2) == [0.0] * 3
 
 
+def test_a_continuation_may_have_other_rules() -> None:
+    low = {"metric": "train/entropy", "below": 0.5, "steps": 3}
+    high = {"metric": "train/kl", "above": 2.0, "steps": 2}
+    first = Watch(WatchSettings.model_validate({"stop": [low]}))
+    assert first.reason_to_stop({"train/entropy": 0.1}) is None
+    state = first.state_dict()
+    other = Watch(WatchSettings.model_validate({"stop": [high, low]}))
+    other.load_state_dict(state)
+    assert other.reason_to_stop({"train/entropy": 0.1, "train/kl": 3.0}) is None
+    assert other.reason_to_stop({"train/entropy": 0.1}) == "train/entropy was below 0.5 3 times in a row, at last 0.1"
+    without = Watch(WatchSettings())
+    without.load_state_dict(state)
+    assert not without.suspicious
+
+
 def test_a_broken_rule_ends_the_run_with_its_reason_and_keeps_the_last_good_checkpoint(
     lab: Any, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from typing import Any
 
@@ -13,9 +14,11 @@ from token_rows import ADVANTAGE, BATCH, ON_POLICY
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from agentgym.errors import AgentgymError
+from agentgym.policy import Sampling
 from agentgym.tokens import TokenBuffer
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import score, token_logprobs
 from agentgym_trainers.network import Network
@@ -102,6 +105,21 @@ def test_packing_leaves_generation_alone(tiny: Tiny, packing: Any) -> None:
         allow_packing(model)
         after = model(input_ids=BATCH.ids_BL.flip(1), attention_mask=mask_BL).logits
     assert torch.equal(before, after)
+
+
+def test_an_engine_over_a_packed_model_batches_continuously_and_samples_the_same(tiny: Tiny) -> None:
+    async def sampled(model: Any) -> tuple[list[int], list[float]]:
+        engine = HFEngine(model)
+        assert engine._batch is not None
+        try:
+            found = await engine.generate([3, 4, 5], Sampling(max_tokens=12, seed=7), "s", [])
+        finally:
+            await engine.close()
+        return found.ids, found.logprobs
+
+    plain, packed = copy.deepcopy(tiny[0]), copy.deepcopy(tiny[0])
+    allow_packing(packed)
+    assert asyncio.run(sampled(plain)) == asyncio.run(sampled(packed))
 
 
 def test_a_model_with_a_window_is_refused() -> None:

@@ -15,8 +15,9 @@ from transformers.masking_utils import sdpa_mask
 
 from agentgym.errors import AgentgymError
 from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.engines.slots import PIECES
 
-_NAME = "agentgym_pieces"
+_NAME = PIECES
 _TOLERANCE = 1e-4
 
 

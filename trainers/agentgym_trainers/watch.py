@@ -81,14 +81,19 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen."""
-        return {"series": {name: list(values) for name, values in self._series.items()}, "broken": list(self._broken)}
+        return {"series": {name: list(values) for name, values in self._series.items()}, "broken": self._counts()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what was seen."""
         for name, values in self._series.items():
             values.clear()
             values.extend(state["series"][name])
-        self._broken = list(state["broken"])
+        known = dict(state["broken"])
+        self._broken = [known.get(rule.model_dump_json(), 0) for rule in self._rules]
+
+    def _counts(self) -> dict[str, int]:
+        """Return how often each rule was broken, by the rule: a continuation may have others."""
+        return {rule.model_dump_json(): count for rule, count in zip(self._rules, self._broken, strict=True)}
 
 
 def _beyond(value: float, rule: StopRule) -> bool:

@@ -174,7 +174,8 @@ class HFEngine:
             waiting, self._waiting = list(self._waiting.values()), {}
             updates, self._updates = self._updates, []
         for update in updates:
-            update.done.set_exception(InfrastructureError("the engine was closed before it took its new weights"))
+            if update.done.set_running_or_notify_cancel():
+                update.done.set_exception(InfrastructureError("the engine was closed before it took its new weights"))
         for request in waiting:
             _resolve(request, Generation([], [], "abort", self.weight_version))
         await asyncio.to_thread(self._worker.shutdown)
@@ -278,6 +279,8 @@ class HFEngine:
         return [(request, found[request]) for request in requests]
 
     def _renew(self, update: _Update) -> list[Result]:
+        if not update.done.set_running_or_notify_cancel():
+            return []
         try:
             copy_weights(self._model, update.weights)
         except ValueError as error:

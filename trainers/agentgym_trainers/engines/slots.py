@@ -125,9 +125,13 @@ class SlotCache:
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
+PIECES = "agentgym_pieces"
+"""The attention of packed rows, which is sdpa's wherever nothing is packed."""
+
+
 def fits_slots(config: Any) -> bool:
     """Whether a model's layers all attend to keys and values, over everything or over a sliding window."""
-    return _windows(config) is not None and config._attn_implementation in ("sdpa", "eager")
+    return _windows(config) is not None and config._attn_implementation in ("sdpa", "eager", PIECES)
 
 
 def _windows(config: Any) -> list[tuple[str, int | None]] | None:
