@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentgym import redteam, registry
-from agentgym.errors import TaskError, UnknownNameError, VerifierError
+from agentgym.errors import SandboxError, TaskError, UnknownNameError, VerifierError
 from agentgym.rewards import WeightedPartial
 from agentgym.sandbox import SandboxBackend
 from agentgym.task import Hidden, Public, Task, TaskSet
@@ -24,7 +24,8 @@ from agentgym.types import Group, Submission, Trajectory, Trust, Verdict
 from agentgym.validate.secrets import SHORT, secrets
 from agentgym_envs.sql import incidents, questions
 from agentgym_envs.sql.compare import Row, Table, Wanted, same
-from agentgym_envs.sql.env import DatabaseEnv, SqlEnv
+from agentgym_envs.sql.database import FILE
+from agentgym_envs.sql.env import DatabaseEnv, SqlEnv, call
 from agentgym_envs.sql.files import defog, spider
 from agentgym_envs.sql.grader import SqlGrader
 from agentgym_envs.sql.investigation import DECAY, InvestigationEnv
@@ -189,6 +190,25 @@ def test_generated_questions_are_answered_by_their_gold_and_not_by_heart(
         gold = one.hidden.data["golds"][0]  # type: ignore[index]
         assert judged(backend, one, str(gold)).value == 1.0
         assert judged(backend, one, str(one.hidden.reference["by_heart"])).value == 0.0
+
+
+@pytest.mark.parametrize("difficulty", range(1, 7))
+def test_no_query_that_is_trained_on_is_held_out(difficulty: int) -> None:
+    found: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
+    for one in questions.tasks(count=300, difficulty=difficulty, seed=0):
+        gold: Any = one.hidden.data["golds"]
+        found[one.split] |= {one.public.prompt, *gold}
+    assert all(len(texts) >= 10 for texts in found.values())
+    assert sum(map(len, found.values())) == len(set.union(*found.values()))
+
+
+def test_a_runner_that_ends_at_any_query_is_the_machines_fault(backend: SandboxBackend) -> None:
+    env = SqlEnv(TaskSet("teams", lambda: [task(GOLD)]), sandbox=backend)
+    env.reset(seed=0)
+    assert env.sandbox.exec(["rm", FILE]).exit_code == 0
+    with pytest.raises(SandboxError, match="no query can be run"):
+        env.step(call("run", "SELECT 1 FROM team"))
+    env.close()
 
 
 @pytest.mark.parametrize(("name", "load", "step"), [("spider_dev", spider, 45), ("defog_sql", defog, 15)])

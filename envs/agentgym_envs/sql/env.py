@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from agentgym.env import AgentEnv, Submit, tool
-from agentgym.errors import AgentFault, TaskError
+from agentgym.errors import AgentFault, SandboxError, TaskError
 from agentgym.task import Task, TaskSet
 from agentgym.types import Message, Submission
 from agentgym_envs.sql.attacks import QUERIES
@@ -102,7 +102,8 @@ class DatabaseEnv(AgentEnv):
             replies = ask(self.sandbox, self._database, queries, schema=schema)
         except RunnerEndedError as error:
             if queries == _CONTROL:
-                raise AgentFault(f"the database cannot be asked any more: {error}") from error
+                # A query only reads, and ends with its own runner: what fails now is not of its making.
+                raise SandboxError(f"no query can be run: {error}") from error
             self._ask(_CONTROL)
             raise ValueError("it takes too long, or too much memory") from error
         if not self._hash == replies.before == replies.after:
