@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 from agentgym.env import AgentEnv, Observation, Submit
-from agentgym.errors import InfrastructureError, MissingExtraError, TaskError, VerifierError
+from agentgym.errors import AgentFault, InfrastructureError, MissingExtraError, TaskError, VerifierError
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.types import Message, Split, Submission, Trust, Verdict
 
@@ -20,6 +20,7 @@ except ImportError as missing:
 
 _SHOWN = 20_000
 _LARGEST = 64 << 20
+_TOO_DEEP = "wanted a JSON object with the fields of an action, found one that is nested too deeply"
 
 
 class OpenEnv(AgentEnv):
@@ -95,7 +96,12 @@ class OpenEnv(AgentEnv):
         return (Message(role="user", content="\n\n".join(one for one in (self.task.prompt, shown, how) if one)),)
 
     def on_text(self, text: str) -> str | Submit:
-        """Take one step on the server."""
+        """Take one step on the server.
+
+        Raises:
+            AgentFault: the server fails at this action, or does not answer it in time.
+            InfrastructureError: the connection is gone, or what answers does not speak OpenEnv's protocol.
+        """
         action: Any = {self._field: text} if self._field else _object(text)
         found = self._ask("step", action)
         self._reward += float(found.get("reward") or 0.0)
@@ -122,15 +128,27 @@ class OpenEnv(AgentEnv):
         if self._socket is None:
             raise InfrastructureError("there is no connection to the OpenEnv server")
         try:
-            self._socket.send(json.dumps({"type": kind, "data": data}))
+            asked = json.dumps({"type": kind, "data": data})
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
+        try:
+            self._socket.send(asked)
             answer = json.loads(self._socket.recv(self._timeout_s))
-        except (ConnectionClosed, TimeoutError, ValueError) as error:
+        except TimeoutError as error:
+            if kind == "step":
+                raise AgentFault(f"the server did not answer this action within {self._timeout_s:g} s") from error
+            raise InfrastructureError(
+                f"the OpenEnv server at {self._url} did not answer within {self._timeout_s:g} s"
+            ) from error
+        except (ConnectionClosed, ValueError, RecursionError) as error:
             raise InfrastructureError(f"the OpenEnv server at {self._url} failed: {error}") from error
         body = answer.get("data", {}) if isinstance(answer, dict) else {}
         if isinstance(answer, dict) and answer.get("type") == "error":
             told = str(body.get("message", body))[:500]
             if kind == "step" and body.get("code") == "VALIDATION_ERROR":
                 raise ValueError(f"the action is refused: {told} {_first_errors(body)}".strip())
+            if kind == "step" and body.get("code") == "EXECUTION_ERROR":
+                raise AgentFault(f"the server failed at this action: {told}")
             raise InfrastructureError(f"the OpenEnv server at {self._url} answers: {told}")
         if not isinstance(body, dict) or not isinstance(body.get("observation"), dict):
             raise InfrastructureError(f"what answers at {self._url} does not speak OpenEnv's protocol")
@@ -147,6 +165,8 @@ class OpenEnv(AgentEnv):
 def _object(text: str) -> Any:
     try:
         found = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
     except ValueError as error:
         raise ValueError(f"wanted a JSON object with the fields of an action: {error}") from error
     if not isinstance(found, dict):
