@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentgym.errors import AgentgymError
+from agentgym.errors import AgentgymError, InfrastructureError
 from agentgym.task import Task
 from agentgym.testing import check_environment
 from agentgym_envs.tools.builder import built_world, generate, scenarios
@@ -74,6 +74,18 @@ def test_a_code_that_was_asked_for_must_be_told_and_all_the_rest_must_stay(seed:
     spoiled = call(world.scenario.cancel, **{f"{world.scenario.record}_id": stranger})
     info = play(env, task, [*lines[:-1], spoiled, lines[-1]])
     assert (info["verdict"].value, info["verdict"].level) == (0.0, "failed")
+
+
+def test_whoever_recites_every_code_is_not_taken_to_have_told_the_right_one() -> None:
+    env = ToolsEnv()
+    task = next(one for one in (generate(seed, 4) for seed in range(50)) if one.hidden.data["communicate"])
+    codes = [one["code"] for _, one in built_world(task).tables.items("records")]
+    *lines, last = env.oracle(task)
+    for recited in (" ".join(codes), " ".join(codes).lower()):
+        verdict = play(env, task, [*lines, f"All done: {recited}."])["verdict"]
+        assert (verdict.value, verdict.level, verdict.components["said"]) == (0.0, "failed", 0.0)
+        assert "codes were told that nobody had asked for" in verdict.feedback
+    assert play(env, task, [*lines, last])["verdict"].value == 1.0
 
 
 def test_signals_tell_how_far_an_episode_came(env: ToolsEnv) -> None:
@@ -177,6 +189,34 @@ def test_a_model_can_play_the_user() -> None:
     system, *talk = endpoint.bodies[-1]["messages"]
     assert task.public.prompt in system["content"]
     assert [one["role"] for one in talk] == ["user", "assistant", "user", "assistant", "user"]
+
+
+def test_a_user_leaves_a_conversation_that_is_refused_and_an_endpoint_that_refuses_all_is_broken() -> None:
+    task = generate(3, 1)
+    with openai_server.endpoint(
+        lambda body: openai_server.say("Hello.") if len(body["messages"]) == 1 else openai_server.refuse(400)
+    ) as endpoint:
+        env = ToolsEnv(user={"url": endpoint.url, "model": "user"})
+        env.reset(seed=0, options={"task": task})
+        *_, terminated, _, info = env.step("Something that its filter refuses?")
+    assert (terminated, info["verdict"].value) == (True, 0.0)
+    with openai_server.endpoint(lambda _: openai_server.refuse(400)) as endpoint:
+        env = ToolsEnv(user={"url": endpoint.url, "model": "user"})
+        env.reset(seed=0, options={"task": task})
+        with pytest.raises(InfrastructureError, match="refuses even a greeting"):
+            env.step("Which one?")
+
+
+def test_a_model_that_plays_the_user_hears_only_so_much_at_once() -> None:
+    with openai_server.endpoint(lambda _: openai_server.say("Well.")) as endpoint:
+        env = ToolsEnv(user={"url": endpoint.url, "model": "user"})
+        env.reset(seed=0, options={"task": generate(3, 1)})
+        env.step("a" * 50_000 + "z?")
+    heard = endpoint.bodies[-1]["messages"][-1]["content"]
+    assert len(heard) < 8100
+    assert heard.startswith("aaaa")
+    assert heard.endswith("z?")
+    assert "42002 characters left out" in heard
 
 
 def test_bad_options_are_refused_in_one_sentence() -> None:

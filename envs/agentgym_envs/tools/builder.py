@@ -27,7 +27,7 @@ from agentgym_envs.tools.world import World, shown
 _FIRST = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo", "Ines", "Jon", "Kaya", "Leo", "Mara", "Nils")
 _LAST = ("Abel", "Berg", "Cruz", "Dahl", "Egan", "Falk", "Gray", "Holm", "Ito", "Jung", "Kaur", "Lund", "Moss", "Nair")
 _TALK = 20_000
-"""Characters that an agent may say in all; the codes that it must tell cannot be listed in so few."""
+"""Characters that an agent may say in all."""
 
 
 class Scenario(Record):

@@ -10,7 +10,7 @@ from agentgym.env import AgentEnv, Observation, Submit
 from agentgym.errors import UnknownNameError
 from agentgym.task import Task, TaskSet
 from agentgym.tools import Tool
-from agentgym.types import Message
+from agentgym.types import Message, Submission, Verdict
 from agentgym_envs.tools.builder import built_tasks, built_world
 from agentgym_envs.tools.retail import RetailWorld
 from agentgym_envs.tools.tables import Start, Tables
@@ -124,6 +124,16 @@ class ToolsEnv(AgentEnv):
         told: Any = task.hidden.data.get("communicate", [])
         return ["Shall I go ahead?", *calls, " ".join(["All done.", *(f"{one}." for one in told)])]
 
+    def grade(self, task: Task, submission: Submission) -> Verdict | bool | float:
+        """Judge the records and what was said; whoever tells a code that nobody asked for has failed."""
+        verdict = super().grade(task, submission)
+        if not isinstance(verdict, Verdict) or verdict.value is None or not (told := _told_unasked(task, submission)):
+            return verdict
+        level = "failed" if verdict.level == "passed" else verdict.level
+        feedback = "; ".join(filter(None, [verdict.feedback, f"{told} codes were told that nobody had asked for"]))
+        components = {name: 0.0 if name == "said" else part for name, part in verdict.components.items()}
+        return verdict.model_copy(update={"value": 0.0, "level": level, "feedback": feedback, "components": components})
+
     def _hand_in(self) -> Submit:
         return Submit("\n".join(self._said), records=self.world.tables.changes())
 
@@ -141,6 +151,17 @@ class ToolsEnv(AgentEnv):
 
 def _records(changes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
     return {(table, key): one for table, records in changes.items() for key, one in records.items()}
+
+
+def _told_unasked(task: Task, submission: Submission) -> int:
+    """Return how many codes of a built world's records stand in the answer though they were not to be told."""
+    world: Any = task.public.data.get("world")
+    if world is None:
+        return 0
+    asked: Any = task.hidden.data.get("communicate", [])
+    said = "".join((submission.answer or "").casefold().split())
+    codes = {one["code"].casefold() for one in world["tables"]["records"].values() if "code" in one}
+    return sum(one in said for one in codes - {one.casefold() for one in asked})
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from agentgym.types import Record
 
 _END = "[END]"
 _MAX_REPLY = 2000
+_MAX_SAID = 8000
+_CONTROL = ({"role": "user", "content": "Say hello."},)
 
 
 class UserScript(Record):
@@ -116,21 +118,36 @@ class ModelUser:
         ]
 
     def reply(self, said: str) -> Reply:
-        """Ask the model.
+        """Ask the model; it leaves a conversation that its endpoint refuses, and hears only so much at once.
 
         Raises:
-            InfrastructureError: the endpoint does not answer, or refuses the conversation.
+            InfrastructureError: the endpoint does not answer, or refuses even a greeting.
         """
-        self._messages.append({"role": "user", "content": said})
+        self._messages.append({"role": "user", "content": _cut(said)})
         self._answers += 1
         try:
             text = self._client.complete(self._messages, self._seed)[:_MAX_REPLY].strip()
         except RefusedError as error:
-            raise InfrastructureError(f"the user's endpoint refuses the conversation: {error}") from error
+            self._require_working(error)
+            return Reply(None)
         if not text or _END in text or self._answers > self._patience:
             return Reply(None)
         self._messages.append({"role": "assistant", "content": text})
         return Reply(text)
+
+    def _require_working(self, refused: RefusedError) -> None:
+        """Find out by a greeting whether the endpoint refuses what was said, or everything."""
+        try:
+            self._client.complete(_CONTROL, self._seed)
+        except RefusedError:
+            raise InfrastructureError(f"the user's endpoint refuses even a greeting: {refused}") from refused
+
+
+def _cut(said: str) -> str:
+    if len(said) <= _MAX_SAID:
+        return said
+    half = _MAX_SAID // 2
+    return f"{said[:half]}\n[… {len(said) - 2 * half} characters left out …]\n{said[-half:]}"
 
 
 def user_maker(kind: str | Mapping[str, object]) -> UserMaker:
