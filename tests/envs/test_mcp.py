@@ -168,6 +168,22 @@ def test_a_program_that_does_not_start_is_told_in_one_sentence() -> None:
         backend.close()
 
 
+@pytest.mark.docker
+def test_a_server_that_does_not_start_is_no_agents_fault() -> None:
+    whole = next(iter(counting()))
+    bare = whole.model_copy(update={"id": "bare", "public": Public(prompt="Count.")})
+    backend = registry.create("sandboxes", "docker")
+    command = ["python3", "counter.py"]
+    env = McpEnv(TaskSet("both", lambda: [whole, bare]), command=command, sandbox=backend, timeout_s=20)
+    try:
+        env.reset(options={"task": whole})
+        with pytest.raises(InfrastructureError, match="no MCP server answers"):
+            env.reset(options={"task": bare})
+    finally:
+        env.close()
+        backend.close()
+
+
 def test_a_backend_without_sessions_is_refused() -> None:
     backend = registry.create("sandboxes", "process")
     env = McpEnv(counting(), command=["python3", "counter.py"], sandbox=backend)

@@ -70,7 +70,7 @@ class McpEnv(AgentEnv):
 
     @property
     def session(self) -> McpSession:
-        """The episode's session, begun at its first call."""
+        """The episode's session, begun at reset where the server runs in the sandbox, else at the first call."""
         if self._session is None:
             self._session = self._begin(self.sandbox if self.sandboxed else None)
         return self._session
@@ -81,9 +81,16 @@ class McpEnv(AgentEnv):
         return Submit(answer)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Start an episode."""
+        """Start an episode, and its server where that runs in the sandbox.
+
+        Raises:
+            InfrastructureError: the server does not start; no agent has done anything yet.
+        """
         self._end_session()
-        return super().reset(seed=seed, options=options)
+        found = super().reset(seed=seed, options=options)
+        if self.sandboxed:
+            _ = self.session
+        return found
 
     def close(self) -> None:
         """End the episode's session and sandbox."""
