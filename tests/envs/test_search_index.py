@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentgym.errors import AgentgymError, TaskError
+from agentgym_envs.search import embedded
 from agentgym_envs.search.embedded import EmbeddedRetriever
 from agentgym_envs.search.index import build
 from agentgym_envs.search.passages import Corpus, Passage
@@ -113,6 +114,25 @@ def test_environments_share_an_index_until_it_is_replaced(tmp_path: Path) -> Non
     build(PASSAGES[2:3], path)
     assert EmbeddedRetriever.shared(path).get("p3") == PASSAGES[2]
     assert first.get("p1") == PASSAGES[0]  # who has the old one open keeps it
+
+
+def test_a_query_of_frequent_words_alone_searches_the_first_of_them(tmp_path: Path) -> None:
+    every = [f"word{number}" for number in range(20)]
+    texts = [" ".join(every), " ".join(every), "rare"]
+    built = build([Passage(id=f"p{at}", title="", text=text) for at, text in enumerate(texts)], tmp_path / "a.idx")
+    index = EmbeddedRetriever(built.path)
+    assert index._weighty(every) == every[:8]
+    assert index._weighty([*every, "rare"]) == ["rare"]
+    index.close()
+
+
+def test_a_query_that_takes_too_long_is_told(index: EmbeddedRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "_SECONDS", -1.0)
+        patch.setattr(embedded, "_STEPS", 1)
+        with pytest.raises(ValueError, match="the query takes too long; use rarer words"):
+            index.search("capital", 3)
+    assert index.search("capital", 3)
 
 
 def test_many_threads_find_what_one_finds(index: EmbeddedRetriever) -> None:

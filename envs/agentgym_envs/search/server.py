@@ -103,6 +103,8 @@ class _Desk:
             return await asyncio.wait_for(run_in_threadpool(work, argument), self.bounds.seconds)
         except TimeoutError:
             raise _Refused(504, f"the search took longer than {self.bounds.seconds:g} s") from None
+        except ValueError as error:
+            raise _Refused(422, str(error)) from error
         except InfrastructureError as error:
             raise _Refused(502, str(error)) from error
         finally:
