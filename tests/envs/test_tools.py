@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,8 @@ def test_whoever_recites_every_code_is_not_taken_to_have_told_the_right_one() ->
     task = next(one for one in (generate(seed, 4) for seed in range(50)) if one.hidden.data["communicate"])
     codes = [one["code"] for _, one in built_world(task).tables.items("records")]
     *lines, last = env.oracle(task)
-    for recited in (" ".join(codes), " ".join(codes).lower()):
+    plain = " ".join(codes)
+    for recited in (plain, plain.lower(), re.sub(r"(?<=\d)(?=\d{3})", ",", plain)):
         verdict = play(env, task, [*lines, f"All done: {recited}."])["verdict"]
         assert (verdict.value, verdict.level, verdict.components["said"]) == (0.0, "failed", 0.0)
         assert "codes were told that nobody had asked for" in verdict.feedback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -159,7 +160,8 @@ def _told_unasked(task: Task, submission: Submission) -> int:
     if world is None:
         return 0
     asked: Any = task.hidden.data.get("communicate", [])
-    said = "".join((submission.answer or "").casefold().split())
+    # Commas inside numbers count for nothing where the grader looks for what is to be told.
+    said = re.sub(r"[\s,]", "", (submission.answer or "").casefold())
     codes = {one["code"].casefold() for one in world["tables"]["records"].values() if "code" in one}
     return sum(one in said for one in codes - {one.casefold() for one in asked})
 
