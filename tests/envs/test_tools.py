@@ -82,11 +82,13 @@ def test_whoever_recites_every_code_is_not_taken_to_have_told_the_right_one() ->
     task = next(one for one in (generate(seed, 4) for seed in range(50)) if one.hidden.data["communicate"])
     codes = [one["code"] for _, one in built_world(task).tables.items("records")]
     *lines, last = env.oracle(task)
-    plain = " ".join(codes)
+    asked: Any = task.hidden.data["communicate"]
+    unasked, plain = len(set(codes) - set(asked)), " ".join(codes)
+    assert re.search(r"\d{4}", plain)
     for recited in (plain, plain.lower(), re.sub(r"(?<=\d)(?=\d{3})", ",", plain)):
         verdict = play(env, task, [*lines, f"All done: {recited}."])["verdict"]
         assert (verdict.value, verdict.level, verdict.components["said"]) == (0.0, "failed", 0.0)
-        assert "codes were told that nobody had asked for" in verdict.feedback
+        assert f"{unasked} codes were told that nobody had asked for" in verdict.feedback
     assert play(env, task, [*lines, last])["verdict"].value == 1.0
 
 
