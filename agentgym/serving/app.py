@@ -33,7 +33,7 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownNameError, 422, "VALIDATION_ERROR"),
     (gymnasium.error.ResetNeeded, 409, "EXECUTION_ERROR"),
     (CapabilityError, 422, "EXECUTION_ERROR"),
-    (InfrastructureError, 503, "EXECUTION_ERROR"),
+    (InfrastructureError, 503, "SESSION_ERROR"),
     (AgentgymError, 500, "EXECUTION_ERROR"),
 )
 
