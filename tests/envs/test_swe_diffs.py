@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import PurePosixPath
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentgym.graders.patches import apply, parse
 from agentgym.sandbox import SandboxBackend, SandboxSpec
+from agentgym_envs.swe import hunks
 from agentgym_envs.swe.diffs import change, collect
 
 names = st.sampled_from(["a.py", "b.txt", "src/a b.py", "src/é.py", "x/y/z", 'quo"te'])
@@ -54,6 +56,48 @@ def test_odd_names_and_huge_changes_are_refused_with_a_sentence() -> None:
         change({}, {"a\nb": b"1\n"})
     with pytest.raises(ValueError, match="the change is too large: 501 files"):
         change({}, {f"f{number}": b"1\n" for number in range(501)})
+
+
+@pytest.mark.parametrize(
+    ("base", "found", "sentence"),
+    [
+        ({}, {"a": b"a\n" * 4_500_000}, r"'a' is too large for a diff: 9000000 bytes"),
+        ({}, {"a": b"a\n" * 1_500_000}, r"the change is too large: 1 files and 4500000 characters"),
+        ({"a": b"a\n" * 1_500_000}, {}, r"the change is too large: 1 files and 4500000 characters"),
+        ({"a": b"a\n" * 3_000_000}, {"a": b"b\n" * 3_000_000}, "a file of it differs in 12000000 characters"),
+        ({}, {f"f{number}": b"a" * 100_000 for number in range(41)}, "the change is too large: 41 files"),
+    ],
+)
+def test_what_cannot_be_handed_in_is_refused_before_a_diff_is_made(
+    base: dict[str, bytes], found: dict[str, bytes], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hunks, "_hunk", None)
+    with pytest.raises(ValueError, match=sentence):
+        change(base, found)
+
+
+@pytest.mark.parametrize("kind", ["repeated", "swapped", "huge"])
+def test_no_texts_take_long_to_compare_and_what_is_told_still_leads_there(kind: str) -> None:
+    if kind == "repeated":
+        old, new = ([f"{number * step % 101}\n" for number in range(20_000)] for step in (3, 7))
+    elif kind == "swapped":
+        old = [f"{number}\n" for number in range(20_000)]
+        new = [f"{number ^ 1}\n" for number in range(20_000)]
+    else:
+        old = [f"{number % 1000}\n" for number in range(1_500_000)]
+        new = [*old[:700_000], "here\n", *old[700_001:]]
+    base, found = ({"a": "".join(lines).encode()} for lines in (old, new))
+    began = time.process_time()
+    told = change(base, found)
+    assert time.process_time() - began < 10
+    assert apply(base, parse(told.diff)).files == found
+    if kind == "huge":
+        assert len(told.diff.splitlines()) == 3 + 1 + 8
+
+
+def test_a_folder_that_is_gone_is_told_to_the_agent(backend: SandboxBackend) -> None:
+    with backend.start(SandboxSpec()) as box, pytest.raises(ValueError, match="/gone any more, or it changes while"):
+        collect(box, f"{box.workdir}/gone", {})
 
 
 def test_links_count_for_nothing_and_a_file_that_became_one_is_refused(backend: SandboxBackend) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from agentgym.graders.patches import MAX_FILES, MAX_PATCH_CHARS, PatchError, safe_path
+from agentgym.graders.patches import MAX_FILE_BYTES, MAX_FILES, MAX_PATCH_CHARS, PatchError, safe_path
 from agentgym.sandbox import Sandbox
+from agentgym_envs.swe.hunks import Hunks, least
 
 MAX_ENTRIES = 50_000
 MAX_BYTES = 1 << 28
@@ -43,7 +43,10 @@ def collect(box: Sandbox, root: str, base: Mapping[str, bytes]) -> Change:
             or no text any more, or a name cannot stand in a diff.
         SandboxError: the sandbox does not answer.
     """
-    found = box.download(root, max_files=MAX_ENTRIES, max_bytes=MAX_BYTES)
+    try:
+        found = box.download(root, max_files=MAX_ENTRIES, max_bytes=MAX_BYTES)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {root} any more, or it changes while it is read: put it back first") from error
     for name in base:
         if name not in found:
             _refuse_replaced(box, root, name)
@@ -67,7 +70,7 @@ def change(base: Mapping[str, bytes], found: Mapping[str, bytes]) -> Change:
         ValueError: see `collect`.
     """
     names = [one for one in sorted({*base, *found}) if base.get(one) != found.get(one) and not _is_litter(one, base)]
-    touched, left_out, parts = [], [], []
+    touched, left_out, size = [], [], 0
     for name in names:
         before, after = base.get(name), found.get(name)
         _check_name(name)
@@ -77,15 +80,25 @@ def change(base: Mapping[str, bytes], found: Mapping[str, bytes]) -> Change:
             continue
         if texts[0] is None or texts[1] is None:
             raise ValueError(f"{name!r} is not text, and a submission is a diff of texts: put it back as it was")
+        if (most := max(len(before or b""), len(after or b""))) > MAX_FILE_BYTES:
+            raise ValueError(f"{name!r} is too large for a diff: {most} bytes, and {MAX_FILE_BYTES} are the most")
         touched.append(name)
-        parts.append("".join(_entry(name, texts[0], texts[1], is_new=before is None, is_gone=after is None)))
-    diff = "".join(parts)
-    if len(touched) > MAX_FILES or len(diff) > MAX_PATCH_CHARS:
+        size += least(*texts)
+        _check_size(len(touched), size)
+    parts, hunks, size = [], Hunks(), 0
+    for name in touched:
+        parts.append(_entry(name, base.get(name), found.get(name), hunks, room=MAX_PATCH_CHARS - size))
+        size += len(parts[-1])
+        _check_size(len(touched), size)
+    return Change("".join(parts), tuple(touched), tuple(left_out))
+
+
+def _check_size(files: int, chars: int) -> None:
+    if files > MAX_FILES or chars > MAX_PATCH_CHARS:
         raise ValueError(
-            f"the change is too large: {len(touched)} files and {len(diff)} characters of diff, and {MAX_FILES} files "
+            f"the change is too large: {files} files and {chars} characters of diff or more, and {MAX_FILES} files "
             f"and {MAX_PATCH_CHARS} characters are the most; remove what is not part of it"
         )
-    return Change(diff, tuple(touched), tuple(left_out))
 
 
 def _refuse_replaced(box: Sandbox, root: str, name: str) -> None:
@@ -123,20 +136,12 @@ def _text(data: bytes | None) -> str | None:
     return None if "\0" in text else text
 
 
-def _entry(name: str, before: str, after: str, *, is_new: bool, is_gone: bool) -> Iterator[str]:
-    yield f"diff --git a/{name} b/{name}\n"
-    if is_new or is_gone:
-        yield f"{'new' if is_new else 'deleted'} file mode 100644\n"
-    old, new = _lines(before), _lines(after)
-    body = difflib.unified_diff(
-        old, new, "/dev/null" if is_new else f"a/{name}", "/dev/null" if is_gone else f"b/{name}"
-    )
-    for line in body:
-        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-
-
-def _lines(text: str) -> list[str]:
-    """Split at newlines only: a diff knows no other line ends."""
-    parts: Iterable[str] = text.split("\n")
-    *whole, last = parts
-    return [f"{one}\n" for one in whole] + ([last] if last else [])
+def _entry(name: str, before: bytes | None, after: bytes | None, hunks: Hunks, *, room: int) -> str:
+    head = f"diff --git a/{name} b/{name}\n"
+    if before is None or after is None:
+        head += f"{'new' if before is None else 'deleted'} file mode 100644\n"
+    body = hunks.of((before or b"").decode(), (after or b"").decode(), room=room)
+    if not body:
+        return head
+    old, new = "/dev/null" if before is None else f"a/{name}", "/dev/null" if after is None else f"b/{name}"
+    return f"{head}--- {old}\n+++ {new}\n{body}"
