@@ -165,6 +165,14 @@ def test_generated_repositories_are_sound_tasks_that_their_oracle_mends(backend:
     assert found.passed, found.findings
 
 
+def test_no_defect_of_a_generated_repository_that_is_trained_on_is_held_out() -> None:
+    seen: dict[str, set[str]] = {}
+    for one in SweEnv().tasks:
+        seen.setdefault(one.split, set()).add(one.public.prompt)
+    assert {name: len(prompts) for name, prompts in seen.items()} == {"train": 8, "validation": 2, "test": 2}
+    assert len(set.union(*seen.values())) == 12
+
+
 def holds(files: dict[str, bytes]) -> bool:
     """Whether the tests of a generated repository pass: its code is ours, so it may run here."""
     modules = {name.rpartition("/")[2][:-3]: text for name, text in files.items() if not name.startswith("tests/")}

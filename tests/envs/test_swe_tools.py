@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -79,6 +80,72 @@ def test_the_editor_edits_what_is_unique_and_takes_edits_back(box: Sandbox) -> N
     editor.undo_edit("new/deep.py")
     with pytest.raises(FileNotFoundError):
         box.read("new/deep.py")
+
+
+def test_text_that_stands_everywhere_is_counted_no_further_than_is_told(box: Sandbox) -> None:
+    editor = Editor(box, box.workdir)
+    box.write("a.txt", b"b\n" + b"a" * 4_000_000)
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"stands more than 8 times in a\.txt, at lines 2, 2, 2, 2, 2, 2, 2, 2; add"):
+        editor.str_replace("a.txt", "a", "c")
+    assert time.process_time() - began < 2
+    box.write("a.txt", b"aaa\naaa\n")
+    with pytest.raises(ValueError, match=r"stands 4 times in a\.txt, at lines 1, 1, 2, 2; add"):
+        editor.str_replace("a.txt", "aa", "c")
+
+
+def test_no_path_is_longer_than_a_sandbox_takes(backend: SandboxBackend) -> None:
+    env = SweEnv(sandbox=backend)
+    env.reset(options={"task": generated.task(0)})
+    for path in ("a/" * 501, "x" * 5000, "\U0001f600" * 1000, "x/../" * 201):
+        for command in ({"command": "view"}, {"command": "create", "file_text": ""}, {"command": "undo_edit"}):
+            assert "error: wanted a path of at most 1000 chara" in said(env, "editor", path=path, **command)
+        assert "error: wanted a path of at most 1000 characters" in said(env, "search", pattern="x", path=path)
+    env.close()
+
+
+def test_what_can_be_taken_back_is_bounded_in_bytes_and_the_oldest_goes_first(box: Sandbox) -> None:
+    editor = Editor(box, box.workdir)
+    editor.create("small", "1")
+    for number in range(6):
+        box.write(f"big{number}", b"x" * 7_000_000)
+        editor.create(f"big{number}", "1")
+    for path in ("small", "big0", "big1"):
+        with pytest.raises(ValueError, match=f"there is no edit of {path} to take back"):
+            editor.undo_edit(path)
+    for number in (5, 2, 3, 4):
+        editor.undo_edit(f"big{number}")
+        assert len(box.read(f"big{number}", limit=8_000_000)) == 7_000_000
+
+
+class Racing:
+    """A sandbox whose folder goes away between the editor's look and its write."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self._box = box
+        self.goes = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._box, name)
+
+    def write(self, path: str, data: bytes) -> None:
+        if self.goes:
+            raise FileNotFoundError(2, "no such file in the sandbox", path)
+        self._box.write(path, data)
+
+
+def test_a_folder_that_goes_away_meanwhile_is_told_and_the_edit_can_still_be_taken_back(box: Sandbox) -> None:
+    racing = Racing(box)
+    editor = Editor(cast("Sandbox", racing), box.workdir)
+    editor.create("pkg/a.py", "1")
+    racing.goes = True
+    with pytest.raises(ValueError, match="cannot be written: its folder went away meanwhile"):
+        editor.create("pkg/a.py", "2")
+    with pytest.raises(ValueError, match="cannot be written: its folder went away meanwhile"):
+        editor.undo_edit("pkg/a.py")
+    racing.goes = False
+    editor.undo_edit("pkg/a.py")
+    assert box.read("pkg/a.py") == FILES["pkg/a.py"]
 
 
 def test_the_editor_follows_no_link_out_of_the_repository(box: Sandbox) -> None:

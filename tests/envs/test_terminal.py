@@ -13,13 +13,14 @@ import yaml
 from pydantic import JsonValue
 
 from agentgym import registry
-from agentgym.errors import SandboxError, TaskError, VerifierError
+from agentgym.errors import SandboxError, TaskError
 from agentgym.image import ImageSpec
 from agentgym.sandbox import SandboxBackend
 from agentgym.task import Hidden, Task
-from agentgym.types import Message, Trust, Verdict
+from agentgym.types import Message, Submission, Trust, Verdict
 from agentgym.validate import Plan, validate
 from agentgym_envs.terminal.env import TerminalEnv
+from agentgym_envs.terminal.handing_in import Folder
 from agentgym_envs.terminal.verify import in_place
 
 DOCKERFILE = "FROM agentgym-base:latest\nUSER 0\nWORKDIR /app\nCOPY words.txt .\nRUN chmod 777 /srv\n"
@@ -259,9 +260,45 @@ def test_a_reward_must_be_one_number(docker: SandboxBackend, root: Path) -> None
     assert judged("reward.json", '{"accuracy": 0.25}').value == 0.25
     assert judged("reward.json", '{"a": 1, "b": 0}', reward="a").value == 1.0
     assert judged("reward.json", '["1"]').feedback == "the verifier's reward is no number"
-    with pytest.raises(VerifierError, match=r"several rewards \(a, b\): choose one with reward=NAME"):
-        judged("reward.json", '{"a": 1, "b": 0}')
+    several = judged("reward.json", '{"a": 1, "b": 0}')
+    assert (several.value, several.level) == (0.0, "failed")
+    assert several.feedback == "the verifier gives several rewards: choose one with reward=NAME (a, b)"
+    for text in ("[" * 30_000, f'{{"reward": 1{"0" * 400}}}', "x" * 70_000):
+        found = judged("reward.json", text)
+        assert (found.value, found.level) == (0.0, "failed")
+    for end in ("mkdir {}", "ln -s /etc/passwd {}", "mkfifo {}", "head -c 70000 /dev/zero >{}"):
+        for name in ("reward.txt", "reward.json"):
+            script = base64.b64encode(end.format(f"/logs/verifier/{name}").encode()).decode()
+            odd = task.model_copy(update={"hidden": Hidden(data={"tests": {"test.sh": script}})})
+            assert (in_place(odd, box).value, in_place(odd, box).level) == (0.0, "failed")
+    box.exec("mkdir /tests/mine; touch /tests/mine/stays; chmod 500 /tests/mine")
+    blocked = judged("reward.txt", "1")
+    assert (blocked.value, blocked.feedback) == (0.0, "the agent left no place for tests")
     box.close()
+
+
+@pytest.mark.docker
+def test_what_cannot_be_laid_into_a_fresh_container_is_a_zero(docker: SandboxBackend, root: Path) -> None:
+    made = env(docker, root)
+    task = counting(made)
+    one = base64.b64encode(b"1").decode()
+    for names in (["/app/words.txt/x"], ["/app/a", "/app/a/b"], [f"/app/{'x' * 256}"], [f"/app/{'x/' * 2000}x"]):
+        found = made.grade(task, Submission(data={"contents": dict.fromkeys(names, one)}))
+        assert isinstance(found, Verdict)
+        assert (found.value, found.level) == (0.0, "malformed"), names
+    made.close()
+
+
+@pytest.mark.docker
+def test_names_that_are_too_long_are_left_out_and_the_rest_is_handed_in(docker: SandboxBackend, root: Path) -> None:
+    name = "x" * 200
+    with docker.start(counting(env(docker, root)).sandbox) as box:
+        folder = Folder(box, (box.workdir,))
+        done = box.exec(
+            f"echo 1 >right; for i in 1 2 3 4 5 6; do mkdir {name}; cd {name}; done; echo 1 >f; chmod 755 f"
+        )
+        assert done.ok
+        assert folder.changes() == {"contents": {f"{box.workdir}/right": base64.b64encode(b"1\n").decode()}}
 
 
 @pytest.mark.docker

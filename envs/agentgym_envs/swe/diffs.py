@@ -83,7 +83,7 @@ def change(base: Mapping[str, bytes], found: Mapping[str, bytes]) -> Change:
         if (most := max(len(before or b""), len(after or b""))) > MAX_FILE_BYTES:
             raise ValueError(f"{name!r} is too large for a diff: {most} bytes, and {MAX_FILE_BYTES} are the most")
         touched.append(name)
-        size += least(*texts)
+        size += least(texts[0], texts[1])
         _check_size(len(touched), size)
     parts, hunks, size = [], Hunks(), 0
     for name in touched:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-from collections import defaultdict
 from collections.abc import Sequence
 
 from agentgym.sandbox import Sandbox
@@ -13,7 +12,10 @@ _AROUND = 4
 _MOST_SHOWN = 400
 """Lines of a file that one view without a range shows."""
 _MOST_UNDO = 50
+_MOST_UNDO_BYTES = 32_000_000
+_MOST_PLACES = 8
 _LIMIT = 8_000_000
+_MOST_PATH_CHARS, _MOST_PATH_BYTES = 1000, 3500
 
 
 class Editor:
@@ -26,11 +28,16 @@ class Editor:
     def __init__(self, box: Sandbox, root: str) -> None:
         self._box = box
         self._root = root.rstrip("/")
-        self._before: dict[str, list[bytes | None]] = defaultdict(list)
+        self._before: list[tuple[str, bytes | None]] = []
 
     def place(self, path: str) -> str:
         """Return an absolute path; a relative one begins at the repository."""
         whole = posixpath.normpath(posixpath.join(self._root, path))
+        size = len(whole.encode("utf-8", "surrogatepass"))
+        if len(path) > _MOST_PATH_CHARS or size > _MOST_PATH_BYTES:
+            raise ValueError(
+                f"wanted a path of at most {_MOST_PATH_CHARS} characters, found {len(path)} in {size} bytes"
+            )
         if not whole.startswith((f"{self._root}/", "/tmp/")) and whole != self._root:
             raise ValueError(f"wanted a path in {self._root} or in /tmp, found {path!r}")
         return whole
@@ -73,8 +80,9 @@ class Editor:
         if not places:
             raise ValueError(f"old_str does not stand in {path} with exactly these characters; view the file")
         if len(places) > 1:
-            listed = ", ".join(map(str, places[:8]))
-            raise ValueError(f"old_str stands {len(places)} times in {path}, at lines {listed}; add lines around it")
+            listed = ", ".join(map(str, places[:_MOST_PLACES]))
+            count = f"more than {_MOST_PLACES}" if len(places) > _MOST_PLACES else len(places)
+            raise ValueError(f"old_str stands {count} times in {path}, at lines {listed}; add lines around it")
         self._write(whole, text.replace(old_str, new_str, 1), text.encode())
         return f"edited {path}:\n{self._snippet(whole, places[0], new_str.count(chr(10)) + 1)}"
 
@@ -95,21 +103,31 @@ class Editor:
     def undo_edit(self, path: str) -> str:
         """Take the last edit of a file back."""
         whole = self.place(path)
-        if not self._before[whole]:
+        at = next((at for at in reversed(range(len(self._before))) if self._before[at][0] == whole), None)
+        if at is None:
             raise ValueError(f"there is no edit of {path} to take back")
-        before = self._before[whole].pop()
+        _, before = self._before[at]
         if before is None:
             self._box.exec(("rm", "-f", "--", whole))
-            return f"took back the creation of {path}"
-        self._box.write(whole, before)
-        return f"took back the last edit of {path}"
+        else:
+            self._put(whole, before)
+        del self._before[at]
+        return f"took back the {'creation' if before is None else 'last edit'} of {path}"
 
     def _write(self, whole: str, text: str, before: bytes | None) -> None:
         data = text.encode("utf-8", "replace")
         if len(data) > _LIMIT:
             raise ValueError(f"wanted a file of at most {_LIMIT} bytes, found {len(data)}")
-        self._box.write(whole, data)
-        self._before[whole] = [*self._before[whole], before][-_MOST_UNDO:]
+        self._put(whole, data)
+        self._before.append((whole, before))
+        while len(self._before) > _MOST_UNDO or sum(len(one or b"") for _, one in self._before) > _MOST_UNDO_BYTES:
+            del self._before[0]
+
+    def _put(self, whole: str, data: bytes) -> None:
+        try:
+            self._box.write(whole, data)
+        except FileNotFoundError as error:
+            raise ValueError(f"{whole} cannot be written: its folder went away meanwhile; try again") from error
 
     def _bytes(self, whole: str) -> bytes | None:
         """Return a file's bytes, None where there is no file."""
@@ -172,9 +190,12 @@ def _range(wanted: Sequence[int] | None, count: int) -> tuple[int, int]:
 
 
 def _places(text: str, part: str) -> list[int]:
-    """Return the numbers of the lines where a text begins, overlapping ones too."""
-    found, at = [], text.find(part)
-    while at >= 0:
-        found.append(text.count("\n", 0, at) + 1)
+    """Return the numbers of the lines where a text begins, overlapping ones too, up to one more than are told."""
+    found: list[int] = []
+    at, line, counted = text.find(part), 1, 0
+    while at >= 0 and len(found) <= _MOST_PLACES:
+        line += text.count("\n", counted, at)
+        counted = at
+        found.append(line)
         at = text.find(part, at + 1)
     return found

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from agentgym.sandbox import SandboxSpec
 from agentgym.task import Hidden, Public, Task
-from agentgym_envs.code.splits import digest, split_of
+from agentgym.types import Split
+from agentgym_envs.code.splits import digest
 from agentgym_envs.swe.diffs import change
 from agentgym_envs.swe.hints import tiers
 from agentgym_envs.swe.sources import Repository
@@ -126,7 +127,7 @@ def task(seed: int) -> Task:
     kept = [f"{test_file}::test_{one.name}" for one in _PARTS if one.module == broken.module]
     return Task(
         id=f"{package}-{broken.name}",
-        split=split_of(digest(package)),
+        split=_split_of(broken),
         public=Public(prompt=f"{said}.", files=wrong, data={"repo": package, "base_commit": ""}),
         hidden=Hidden(
             data={
@@ -142,6 +143,12 @@ def task(seed: int) -> Task:
         grader="pytest_ids",
         difficulty=0.1,
     )
+
+
+def _split_of(broken: _Part) -> Split:
+    """Hold out whole functions, by their digests: one for each of the two splits that are not trained on."""
+    order = sorted(_PARTS, key=lambda one: digest(one.source))
+    return "test" if broken is order[-1] else "validation" if broken is order[-2] else "train"
 
 
 def _library(package: str, rng: random.Random) -> Mapping[str, str]:

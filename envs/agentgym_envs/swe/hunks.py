@@ -84,8 +84,8 @@ def _steps(old: Sequence[str], new: Sequence[str]) -> int:
 
 
 def _hunk(group: Sequence[_Code], old: Sequence[str], new: Sequence[str], shift: int) -> str:
-    ranges = [_range(group[0][at] + shift, group[-1][at + 1] + shift) for at in (1, 3)]
-    lines = [f"@@ -{ranges[0]} +{ranges[1]} @@\n"]
+    (_, i1, _, j1, _), (_, _, i2, _, j2) = group[0], group[-1]
+    lines = [f"@@ -{_range(i1 + shift, i2 + shift)} +{_range(j1 + shift, j2 + shift)} @@\n"]
     for tag, i1, i2, j1, j2 in group:
         if tag == "equal":
             lines += [f" {one}" for one in old[i1:i2]]

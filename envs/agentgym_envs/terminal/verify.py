@@ -27,6 +27,8 @@ LEVELS = ("no_submission", "empty", "malformed", "failed", "partial", "passed")
 MOST_FILES = 10_000
 MOST_BYTES = 1 << 26
 _RESULT_BYTES = 1 << 16
+_MOST_SAID = 300
+_MOST_PATH_CHARS, _MOST_PATH_BYTES = 1000, 3500
 _OURS = (TESTS, "/logs", "/solution")
 
 
@@ -52,7 +54,11 @@ def in_fresh(task: Task, submission: Submission, sandboxes: SandboxBackend) -> V
                 return _verdict(0.0, "malformed", Trust.SEPARATE, f"{name[:200]!r} is no part of what is handed in")
         if deleted:
             box.exec(("rm", "-f", "--", *deleted))
-        box.upload(files)
+        try:
+            box.upload(files)
+        except (ValueError, FileNotFoundError) as error:
+            said = f"what was handed in cannot be laid where it was: {error}"
+            return _verdict(0.0, "malformed", Trust.SEPARATE, said[:_MOST_SAID])
         if executable:
             box.exec(("chmod", "755", "--", *executable))
         return _judged(box, spec, Trust.SEPARATE)
@@ -69,12 +75,14 @@ def in_place(task: Task, box: Sandbox) -> Verdict:
 
 
 def is_handed_in(name: str, roots: tuple[str, ...]) -> bool:
-    """Whether a path is below the folders that count, and not where tests and results are.
+    """Whether a path is below the folders that count, not where tests and results are, and of a length that fits.
 
     >>> [is_handed_in(one, ("/app",)) for one in ("/app/a", "/app/../etc/passwd", "/tests/test.sh", "/apple")]
     [True, False, False, False]
     """
     if posixpath.normpath(name) != name or not name.isprintable():
+        return False
+    if len(name) > _MOST_PATH_CHARS or len(name.encode()) > _MOST_PATH_BYTES:
         return False
     if any(name == one or name.startswith(f"{one}/") for one in _OURS):
         return False
@@ -90,6 +98,8 @@ def _paths(submission: Submission, name: str) -> tuple[str, ...]:
 
 def _judged(box: Sandbox, spec: VerifierSpec, trust: Trust) -> Verdict:
     ready = box.exec(("sh", "-c", f"mkdir -p {TESTS} {LOGS} && find {TESTS} {LOGS} -mindepth 1 -delete"))
+    if not ready.ok and trust is Trust.SHARED:
+        return _verdict(0.0, "failed", trust, "the agent left no place for tests")
     if not ready.ok:
         raise VerifierError(f"the task's container has no place for tests: {ready.output[-200:].strip()}")
     box.upload({f"{TESTS}/{name}": data for name, data in decoded({**spec.tests}).items()})
@@ -105,21 +115,20 @@ def _judged(box: Sandbox, spec: VerifierSpec, trust: Trust) -> Verdict:
 
 def _rewarded(box: Sandbox, spec: VerifierSpec, trust: Trust, result: ExecResult) -> Verdict:
     components: dict[str, float | None] = {}
-    text = _text(box, "reward.txt")
     try:
-        if text is not None:
+        if (text := _text(box, "reward.txt")) is not None:
             value = float(text)
         elif (text := _text(box, "reward.json")) is not None:
             found = _numbers(json.loads(text))
+            if spec.reward not in found and len(found) > 1:
+                said = f"the verifier gives several rewards: choose one with reward=NAME ({', '.join(found)})"
+                return _verdict(0.0, "failed", trust, said[:_MOST_SAID])
             components = {name: number for name, number in found.items() if name != spec.reward}
             value = found[spec.reward] if spec.reward in found else next(iter(found.values()))
-            if spec.reward not in found and len(found) > 1:
-                names = ", ".join(found)
-                raise VerifierError(f"the verifier gives several rewards ({names}): choose one with reward=NAME")
         else:
             said = f"the verifier left no reward, and ended with exit code {result.exit_code}"
             return _verdict(0.0, "failed", trust, said)
-    except (ValueError, TypeError, StopIteration):
+    except (ValueError, TypeError, StopIteration, RecursionError, OverflowError):
         return _verdict(0.0, "failed", trust, "the verifier's reward is no number")
     if not (math.isfinite(value) and 0.0 <= value <= 1.0):
         return _verdict(0.0, "failed", trust, "the verifier's reward is not a number from 0 to 1")
