@@ -10,7 +10,7 @@ _AROUND = 3
 """Lines of context."""
 _MOST_LINES = 100_000
 """Lines beyond which none are aligned."""
-_MOST_STEPS = 100_000_000
+_MOST_STEPS = 300_000_000
 """How many comparisons `difflib` may need at worst, for all texts together."""
 
 _Code = tuple[str, int, int, int, int]
