@@ -11,6 +11,7 @@ AGENT = "agent"
 """The name of the sandbox's only user."""
 _LONGEST_WORD = 128 * 1024 - 1
 _LONGEST_COMMAND = 1 << 20
+_LONGEST_PATH = 4095
 
 # $0 is the folder, the rest is the command; the caller's own shell or the runtime tells how that ended.
 ENTER = 'cd -- "$0" 2>/dev/null || { echo "cannot enter the folder $0" >&2; exit 126; }; '
@@ -54,7 +55,7 @@ def refuse_user(user: str | None, backend: str) -> None:
 
 
 def absolute(path: str, workdir: str) -> str:
-    """Return a path inside the sandbox as an absolute one; `..` and NUL are refused.
+    """Return a path inside the sandbox as an absolute one; `..`, NUL and more than 4,095 bytes are refused.
 
     >>> absolute("a//./b", "/workspace")
     '/workspace/a/b'
@@ -63,7 +64,10 @@ def absolute(path: str, workdir: str) -> str:
     if ".." in joined.split("/"):
         raise ValueError(f"the path {path!r} must hold no '..'")
     _utf8(joined, "the path")
-    return "/" + "/".join(part for part in joined.split("/") if part not in ("", "."))
+    whole = "/" + "/".join(part for part in joined.split("/") if part not in ("", "."))
+    if (size := len(whole.encode())) > _LONGEST_PATH:
+        raise ValueError(f"the path {path[:40] + '…'!r} has {size} bytes; wanted at most {_LONGEST_PATH}")
+    return whole
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -61,6 +61,18 @@ def test_paths_that_lead_out_or_nowhere_are_refused(box: Sandbox, path: str) -> 
         box.read(path)
 
 
+def test_paths_may_be_as_long_as_a_system_takes_and_longer_ones_are_refused(box: Sandbox) -> None:
+    depth = (4095 - len(box.workdir) - 1) // 51
+    longest = "/".join(["d" * 50] * depth)
+    longest += "f" * (4095 - len(box.workdir) - 1 - len(longest))
+    box.write(longest, b"far down")
+    assert box.read(longest) == b"far down"
+    for call in (lambda: box.write(longest + "f", b"x"), lambda: box.read(longest + "f")):
+        with pytest.raises(ValueError, match="4096 bytes; wanted at most 4095"):
+            call()
+    assert box.exec("true").ok
+
+
 def test_a_missing_file_is_file_not_found(box: Sandbox) -> None:
     for path in ("nowhere", "no/where", "/tmp/nowhere"):
         with pytest.raises(FileNotFoundError, match="where"):

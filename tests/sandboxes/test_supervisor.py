@@ -1,5 +1,6 @@
 """The supervisor under sanitizers: random sequences of valid requests, cut anywhere, and malformed requests."""
 
+import errno
 import os
 import random
 import shutil
@@ -412,6 +413,27 @@ def test_a_malformed_request_ends_the_supervisor_cleanly(child: Child, request_b
     code, complaints = child.end()
     assert (code, complaints.count("\n")) == (70, 1), complaints
     assert complaints.startswith("agentgym supervisor: ")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(Entry("f", b"/".join([b"d" * 200] * 21), data=b"x" * 70_000), id="path"),
+        pytest.param(Entry("l", b"link", data=b"t" * 5000), id="target"),
+    ],
+)
+def test_what_is_too_long_to_be_told_is_refused_and_the_supervisor_lives(
+    child: Child, tmp_path: Path, entry: Entry
+) -> None:
+    stream = entry.packed() + Entry("f", b"after", data=b"y").packed()
+    child.send(frame(Ask.PUT, 1, written_files(str(tmp_path))))
+    for start in range(0, len(stream), 9000):
+        child.send(frame(Ask.PUT_DATA, 1, stream[start : start + 9000]))
+    child.send(frame(Ask.PUT_END, 1) + frame(Ask.PING, 2))
+    assert outcome(child.wait(1, Say.DONE)) == (errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    child.wait(2, Say.HELLO)
+    assert not list(tmp_path.iterdir())
+    assert child.end() == (0, "")
 
 
 def test_an_owner_that_vanishes_takes_the_supervisor_with_it(child: Child) -> None:

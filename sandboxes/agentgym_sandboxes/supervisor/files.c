@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { ENTRY = 25, DEEPEST = 200, AS_BEFORE = -1 };
+enum { ENTRY = 25, DEEPEST = 200, AS_BEFORE = -1, LONGEST = 1 << 16 };
 #define BILLION INT64_C(1000000000)
 #define FOLDER (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 
@@ -373,8 +373,10 @@ static size_t take(const char *data, size_t length) {
     uint64_t size = get64(data + 17);
     size_t whole = ENTRY + width + (data[0] == 'l' ? (size_t)size : 0);
     size_t root = strlen(put.root);
-    if (root + 1 + width >= sizeof put.path || (data[0] == 'l' && size >= PATH_MAX)) die("a malformed entry");
+    if (width > LONGEST || (data[0] == 'l' && size > LONGEST)) die("a malformed entry");
     if (length < whole) return 0;
+    /* What was made step by step may have a longer path than can be told at once: no reason to end. */
+    if (root + (root && width) + width >= sizeof put.path || (data[0] == 'l' && size >= PATH_MAX)) give_up(ENAMETOOLONG);
     if (put.code) { /* only the rest of the stream is to be got through */
         put.type = data[0], put.left = data[0] == 'f' ? size : 0;
         return whole;
