@@ -73,7 +73,8 @@ class Row(Record):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "label"
             raise RecipeError(
-                f"wanted a dataset row of the bridge to OpenRLHF, found the label {label[:80]!r}: {field}: {first['msg']}; "
+                f"wanted a dataset row of the bridge to OpenRLHF, found the label {label[:80]!r}: "
+                f"{field}: {first['msg']}; "
                 f"write the dataset anew, and name its column with --data.label_key {LABEL_KEY}"
             ) from error
 
