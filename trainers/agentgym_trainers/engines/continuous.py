@@ -28,7 +28,7 @@ class ContinuousBatch:
         self._model = model
         self._prefixes = prefixes
         self._prefill_tokens = prefill_tokens
-        self._cache = SlotCache(model.config)
+        self._cache = SlotCache(model)
         self._drawing: Drawing | None = None
 
     def tick(self, joining: Sequence[Request], version: int) -> list[Result]:

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from agentgym.policy import Generation
 from agentgym_trainers.engines.sampler import Drawing, Request, Row
+from agentgym_trainers.engines.slots import cache_argument
 
 
 class FixedBatch:
@@ -48,9 +49,9 @@ class FixedBatch:
             input_ids=self._ids_BL,
             attention_mask=self._mask_BL,
             position_ids=self._position_BL,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(self._model): self._cache},
         )
         self._drawing.draw(out.logits[:, -1], version)
         self._ids_BL = torch.tensor([[row.ids[-1]] for row in self._live], device=self._mask_BL.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -65,8 +66,10 @@ class SlotPlan:
 class SlotCache:
     """The cache of one model: rows [0, n) are in use, and stay together when one leaves."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, model: Any) -> None:
+        config = model.config
         self._windows = _windows(config)
+        self._argument = cache_argument(model)
         self._layers = [SlotLayer() for _ in self._windows or ()]
         self.cache = Cache(layers=self._layers)
         self._additive = config._attn_implementation == "eager"
@@ -91,7 +94,7 @@ class SlotCache:
                 seen_BQW &= column_W > position_BQ1 - window
             masks[kind] = self._shaped(seen_BQW[:, None], dtype)
         mask = next(iter(masks.values())) if len(masks) == 1 else masks
-        return {"attention_mask": mask, "position_ids": plan.position_BQ, "past_key_values": self.cache}
+        return {"attention_mask": mask, "position_ids": plan.position_BQ, self._argument: self.cache}
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one row over another's."""
@@ -123,6 +126,11 @@ class SlotCache:
         if not self._additive:
             return seen
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model calls its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 PIECES = "agentgym_pieces"
