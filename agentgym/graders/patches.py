@@ -15,6 +15,9 @@ MAX_PATCH_CHARS = 4_000_000
 MAX_FILES = 500
 MAX_FILE_BYTES = 8_000_000
 MAX_TREE_BYTES = 128_000_000
+MAX_FOLDER_ENTRIES = 50_000
+"""Of a repository in an image, its own history and what lies beside it counted too."""
+MAX_FOLDER_BYTES = 1 << 28
 _MODES = {"100644": False, "100755": True}
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _ESCAPES = {"n": 10, "t": 9, "r": 13, "a": 7, "b": 8, "f": 12, "v": 11, '"': 34, "\\": 92}

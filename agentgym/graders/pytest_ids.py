@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from agentgym.errors import SandboxError, VerifierError
 from agentgym.graders.calls import NoAnswers
 from agentgym.graders.function import clean
-from agentgym.graders.patches import PatchError, Tree, check_tree
+from agentgym.graders.patches import MAX_FOLDER_BYTES, MAX_FOLDER_ENTRIES, PatchError, Tree, check_tree
 from agentgym.graders.pytest_ids_run import Plan, Run, run
 from agentgym.graders.pytest_ids_spec import (
     Candidate,
@@ -98,14 +98,21 @@ class _Job:
                 raise VerifierError(
                     f"{self.task.id!r} is judged in its image's {self.spec.root}; add writable_root: true"
                 )
-            with self.sandboxes.start(self.box) as box:
-                files = {**box.download(self.spec.root), **files}
+            files = {**self._image_files(self.spec.root), **files}
             files = {name: data for name, data in files.items() if ".git" not in name.split("/")}
         try:
             check_tree(files)
         except PatchError as error:
             raise VerifierError(f"the repository of {self.task.id!r} cannot be judged: {error}") from error
         return files
+
+    def _image_files(self, root: str) -> dict[str, bytes]:
+        with self.sandboxes.start(self.box) as box:
+            try:
+                return box.download(root, max_files=MAX_FOLDER_ENTRIES, max_bytes=MAX_FOLDER_BYTES)
+            except (FileNotFoundError, ValueError) as error:  # nobody but the task's author has been there
+                why = f"the repository of {self.task.id!r} cannot be read in its image: {error}"
+                raise VerifierError(why) from error
 
     def trials(self, base: Tree) -> Trials:
         """Return the single tests to try, true ones and twins."""

@@ -90,7 +90,8 @@ def test_a_repository_in_an_image_is_judged_where_it_is() -> None:
     if "writable_root" not in docker.capabilities:
         pytest.skip("the socket proxy before this Docker allows no writable root")
     files = {f"/testbed/{name}": text or "#\n" for name, text in {**BASE, "calc/gone.py": "1"}.items()}
-    image = ImageSpec(files=files, run=("chown -R 1000:1000 /testbed", "ln -s /etc /testbed/link"))
+    crowded = "mkdir -p /testbed/.git/objects && cd /testbed/.git/objects && seq 11000 | xargs touch"
+    image = ImageSpec(files=files, run=(crowded, "chown -R 1000:1000 /testbed", "ln -s /etc /testbed/link"))
     place = SandboxSpec(image=image.name, writable_root=True, workdir="/testbed")
     gone = "def test_gone():\n    with pytest.raises(ImportError):\n        import calc.gone\n"
     hidden: dict[str, Any] = {**calc().hidden.data, "root": "/testbed"}
@@ -105,6 +106,9 @@ def test_a_repository_in_an_image_is_judged_where_it_is() -> None:
         bare = ImageSpec(run=("rm -r /usr/lib/python3/dist-packages/pytest", *image.run), files=files)
         with pytest.raises(SandboxError, match="in the sandbox has no pytest: run `apt-get install python3-pytest`"):
             judged(docker, RIGHT, task.model_copy(update={"sandbox": place.model_copy(update={"image": bare.name})}))
+        lost = {**hidden, "root": "/nowhere"}
+        with pytest.raises(VerifierError, match=r"'calc' cannot be read in its image: .*no such file"):
+            judged(docker, RIGHT, task.model_copy(update={"hidden": Hidden(data=lost)}))
         with pytest.raises(VerifierError, match="add writable_root"):
             judged(docker, RIGHT, task.model_copy(update={"sandbox": SandboxSpec(image=image.name)}))
     finally:

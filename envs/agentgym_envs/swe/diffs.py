@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from agentgym.graders.patches import MAX_FILE_BYTES, MAX_FILES, MAX_PATCH_CHARS, PatchError, safe_path
+from agentgym.graders.patches import (
+    MAX_FILE_BYTES,
+    MAX_FILES,
+    MAX_FOLDER_BYTES,
+    MAX_FOLDER_ENTRIES,
+    MAX_PATCH_CHARS,
+    PatchError,
+    safe_path,
+)
 from agentgym.sandbox import Sandbox
 from agentgym_envs.swe.hunks import Hunks, least
 
-MAX_ENTRIES = 50_000
-MAX_BYTES = 1 << 28
 _LITTER = frozenset(
     (
         *(".git", ".hg", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"),
@@ -44,7 +50,7 @@ def collect(box: Sandbox, root: str, base: Mapping[str, bytes]) -> Change:
         SandboxError: the sandbox does not answer.
     """
     try:
-        found = box.download(root, max_files=MAX_ENTRIES, max_bytes=MAX_BYTES)
+        found = box.download(root, max_files=MAX_FOLDER_ENTRIES, max_bytes=MAX_FOLDER_BYTES)
     except FileNotFoundError as error:
         raise ValueError(f"there is no {root} any more, or it changes while it is read: put it back first") from error
     for name in base:

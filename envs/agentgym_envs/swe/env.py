@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 
 from agentgym.env import AgentEnv, Submit, tool
 from agentgym.errors import SandboxError, TaskError
-from agentgym.graders.patches import FilePatch, PatchError, Tree, apply, parse
+from agentgym.graders.patches import MAX_FOLDER_BYTES, MAX_FOLDER_ENTRIES, FilePatch, PatchError, Tree, apply, parse
 from agentgym.graders.pytest_ids_spec import given
 from agentgym.rewards import RewardScheme
 from agentgym.task import Task, TaskSet
 from agentgym.types import Message, Submission, Verdict
 from agentgym_envs.swe import attacks
-from agentgym_envs.swe.diffs import MAX_BYTES, MAX_ENTRIES, collect
+from agentgym_envs.swe.diffs import collect
 from agentgym_envs.swe.editor import Editor
 from agentgym_envs.swe.families import family_tasks
 from agentgym_envs.swe.history import one_commit
@@ -219,7 +219,7 @@ class SweEnv(AgentEnv):
         self._opened, self._ran_tests = set(), False
         self._gold = frozenset(_gold(self._full_task))
         if "root" in self._full_task.hidden.data:
-            kept = box.download(self.root, max_files=MAX_ENTRIES, max_bytes=MAX_BYTES)
+            kept = box.download(self.root, max_files=MAX_FOLDER_ENTRIES, max_bytes=MAX_FOLDER_BYTES)
             self._base = {name: data for name, data in kept.items() if ".git" not in name.split("/")}
         else:
             self._base = given(self.task)
