@@ -100,10 +100,14 @@ async def attempt_all(
     limits: Limits | None = None,
     seed: int = 0,
     on_done: Callable[[Trajectory], None] | None = None,
+    gate: asyncio.Semaphore | None = None,
 ) -> list[Group]:
-    """Run `attempts` episodes of every task; the same seed gives the same episodes their seeds."""
+    """Run `attempts` episodes of every task; the same seed gives the same episodes their seeds.
+
+    A `gate` bounds how many episodes of several calls run at once.
+    """
     requests = [RolloutRequest(task, attempts, derive_seed(seed, "evaluation")) for task in tasks]
-    return await Rollouts(make_env, policy, limits, on_done).run(requests)
+    return await Rollouts(make_env, policy, limits, on_done, gate=gate).run(requests)
 
 
 def evaluate(

@@ -73,9 +73,8 @@ class Row(Record):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "label"
             raise RecipeError(
-                f"wanted a dataset row of the bridge to OpenRLHF, found the label {label[:80]!r}: "
-                f"{field}: {first['msg']}; "
-                f"write the dataset anew, and name its column with --data.label_key {LABEL_KEY}"
+                f"wanted a dataset row of the bridge to OpenRLHF, found the label {label[:80]!r}: {field}: "
+                f"{first['msg']}; write the dataset anew, and name its column with --data.label_key {LABEL_KEY}"
             ) from error
 
 
@@ -87,6 +86,8 @@ class AgentSettings(Record):
     seeded: bool = True
     """Draw every turn with a seed of its own. vLLM on a CPU ends with an error where a seeded prompt is computed in
     chunks: say false there if prompts of one batch may have more tokens together than vLLM takes at once."""
+    engines: Annotated[int, Field(ge=1)] = 1
+    """Processes that roll out, each with an executor of its own."""
 
 
 def digest(recipe: Recipe) -> str:
