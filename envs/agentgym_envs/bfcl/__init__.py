@@ -1,0 +1,1 @@
+"""Function calling as BFCL judges it: conversations over executable tool classes, and single questions."""

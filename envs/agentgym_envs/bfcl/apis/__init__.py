@@ -1,0 +1,1 @@
+"""The tool classes of BFCL's multi-turn rows, written anew from their documentation."""
