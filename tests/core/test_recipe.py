@@ -22,10 +22,13 @@ class BoundedEnv(ToyEnv):
 
     sandboxed = True
 
-    def __init__(self, disk_mb: int | None = None, **options: Any) -> None:
+    def __init__(self, disk_mb: int | None = None, split: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         sandbox = SandboxSpec(disk_mb=disk_mb)
-        tasks = [task.model_copy(update={"sandbox": sandbox}) for task in ToyEnv.tasks]
+        tasks = [
+            task.model_copy(update={"sandbox": sandbox}) if split in (None, task.split) else task
+            for task in ToyEnv.tasks
+        ]
         self.tasks = TaskSet("bounded", lambda: tasks)
 
 
@@ -45,14 +48,15 @@ def _registered() -> None:
         pytest.skip(str(missing))
 
 
-def _recipe(disk_mb: int | None) -> Recipe:
-    environment = {"id": ENV, "options": {"disk_mb": disk_mb}}
+def _recipe(disk_mb: int | None, split: str | None = None) -> Recipe:
+    environment = {"id": ENV, "options": {"disk_mb": disk_mb, "split": split}}
     return Recipe.parse({"name": "bounded", "environment": environment, "sandbox": {"name": BACKEND}})
 
 
-def test_what_the_backend_lacks_is_refused_before_any_sandbox_starts() -> None:
+@pytest.mark.parametrize("split", ["train", "test", None])
+def test_what_the_backend_lacks_is_refused_before_any_sandbox_starts(split: str | None) -> None:
     with pytest.raises(CapabilityError, match="disk_mb=64"):
-        _recipe(64).prepare()
+        _recipe(64, split).prepare()
     assert MADE[-1].started == 0
     prepared = _recipe(None).prepare()
     assert prepared.train

@@ -72,6 +72,28 @@ def test_settings_that_change_no_weight_may_differ(checkpoints: Checkpoints, tin
     assert written.load(other)["step"] == 1
 
 
+def test_the_best_is_the_best_of_what_was_judged_alike(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    def judged(best: str, split: str = "test", every: int = 1) -> dict[str, Any]:
+        evaluation = {"split": split, "every": every}
+        return {**RECIPE, "evaluation": evaluation, "trainer": {"checkpoint": {"best": best}}}
+
+    def write(step: int, recipe: dict[str, Any], score: float | None) -> list[int]:
+        checkpoints.write(step, tiny[0], tiny[1].tokenizer, {}, recipe, score=score)
+        best = checkpoints.best()
+        return [0 if best is None else best.step, *(one.step for one in checkpoints.all())]
+
+    turns, passed, other = judged("eval/turns"), judged("eval/pass@1"), judged("eval/pass@1", "validation")
+    assert write(1, turns, 3.0) == [1, 1]
+    assert checkpoints.best(passed) is None
+    assert [write(step, passed, None) for step in (2, 3)][-1] == [1, 1, 2, 3]  # until there is a better measure
+    assert write(4, passed, 0.2) == [4, 3, 4]
+    assert write(5, judged("eval/pass@1", every=7), 0.1) == [4, 4, 5]
+    assert write(6, other, 0.05) == [6, 5, 6]
+    best = checkpoints.best(passed)
+    assert best is not None
+    assert best.step == 5
+
+
 def test_a_damaged_checkpoint_says_so(checkpoints: Checkpoints, tiny: Tiny) -> None:
     written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
     (written.path / "state.pt").write_bytes(b"damaged")

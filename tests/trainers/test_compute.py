@@ -6,26 +6,42 @@ import asyncio
 import copy
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from token_rows import ADVANTAGE, BATCH, ON_POLICY
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from agentgym.errors import RecipeError
 from agentgym.policy import Sampling
+from agentgym.tokens import TokenBuffer
+from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.build import build
 from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.devices import available_memory, check_device
 from agentgym_trainers.engines.hf import HFEngine
+from agentgym_trainers.engines.weights import frozen_copy
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import token_logprobs
-from agentgym_trainers.memory import available_memory, least_memory, refuse_too_large
+from agentgym_trainers.memory import least_memory, refuse_too_large
 from agentgym_trainers.models import export
 from agentgym_trainers.native import NativeTrainer
-from agentgym_trainers.settings import ComputeSettings, LoraSettings, OptimSettings, PolicySettings, TrainerSettings
+from agentgym_trainers.network import Network, Scores
+from agentgym_trainers.settings import (
+    ComputeSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimSettings,
+    PolicySettings,
+    ScheduleSettings,
+    TrainerSettings,
+)
 
 Tiny = tuple[Any, ChatFormat]
+TINY = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, context_length=256)
 
 
 def trained(tiny: Tiny, **compute: Any) -> tuple[Learner, dict[str, float]]:
@@ -57,6 +73,25 @@ def test_recomputed_activations_make_the_same_step_without_dropout(tiny: Tiny, p
     assert not careless.model.layers[0].training
 
 
+@pytest.mark.parametrize("packing", ["none", "rows"])
+def test_recomputing_turns_no_dropout_on_in_layers_that_have_their_own(packing: Any) -> None:
+    config = OPTConfig(
+        vocab_size=300, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5,
+        word_embed_proj_dim=32, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = OPTForCausalLM(config).eval()
+    found = []
+    for recompute in (False, True):
+        one = Learner(copy.deepcopy(model), ComputeSettings(recompute=recompute, packing=packing))
+        one.begin(OptimSettings(lr=1e-3), 10)
+        found.append((one.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings()), weights(one)))
+        assert not any(module.training for module in one.model.modules())
+        assert all(not vars(layer).get("forward") for layer in one.model.modules())
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert (found[0][1] - found[1][1]).abs().max() < 1e-6
+
+
 def test_bfloat16_is_arithmetic_only_and_warned_of_on_a_cpu(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         one, found = trained(tiny, dtype="bfloat16")
@@ -65,6 +100,83 @@ def test_bfloat16_is_arithmetic_only_and_warned_of_on_a_cpu(tiny: Tiny, caplog: 
     assert {parameter.dtype for parameter in one.model.parameters()} == {torch.float32}
     assert found["entropy"] == pytest.approx(expected["entropy"], rel=1e-2)
     assert found["entropy"] != expected["entropy"]
+
+
+def sampled(engine: HFEngine, seed: int = 1) -> tuple[list[int], torch.Tensor]:
+    async def sample() -> tuple[list[int], torch.Tensor]:
+        made = await engine.generate([5, 6, 7], Sampling(max_tokens=24, seed=seed), "s", ())
+        await engine.close()
+        return made.ids, torch.tensor(made.logprobs)
+
+    return asyncio.run(sample())
+
+
+def learnt(model: Any, ids: list[int], dtype: Any) -> torch.Tensor:
+    """The learner's logprobs of what was sampled after the prompt."""
+    buffer = TokenBuffer()
+    buffer.append_text([5, 6, 7], 0)
+    buffer.append_sampled(ids, [0.0] * len(ids), 0)
+    part = TokenBatch.of([buffer])
+    with torch.no_grad():
+        scores = Scores(*Network(model, ComputeSettings(dtype=dtype))(part, temperature=1.0))
+    return scores.logp_BL[part.sampled_BL]
+
+
+@pytest.mark.parametrize("weights_of", ["copied", "shared"])
+@pytest.mark.parametrize("batching", ["eager", "lockstep"])
+def test_an_engine_in_bfloat16_samples_what_a_learner_in_bfloat16_expects(
+    tiny: Tiny, weights_of: Any, batching: Any
+) -> None:
+    model = copy.deepcopy(tiny[0])
+    ids, logp = sampled(HFEngine(model, weights=weights_of, batching=batching, dtype="bfloat16"))
+    exact = learnt(model, ids, "float32")
+    assert not torch.equal(logp, exact)  # or nothing was computed in bfloat16
+    assert (logp - exact).abs().max() < 0.05
+    assert (logp - learnt(model, ids, "bfloat16")).abs().max() < 0.05
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
+
+
+def test_a_copy_in_bfloat16_keeps_exact_positions_and_takes_new_weights(tiny: Tiny) -> None:
+    model = copy.deepcopy(tiny[0])
+    made = frozen_copy(model, torch.bfloat16)
+    assert {one.dtype for one in made.parameters()} == {torch.bfloat16}
+    assert not any(one.requires_grad for one in made.parameters())
+    assert [one.dtype for one in made.buffers()] == [one.dtype for one in model.buffers()]
+    assert made.lm_head.weight is made.model.embed_tokens.weight  # tied as before
+
+    async def renew() -> None:
+        engine = HFEngine(model, weights="copied", dtype="bfloat16")
+        with torch.no_grad():
+            model.lm_head.weight.mul_(2)
+        await engine.update_weights()
+        await engine.close()
+        assert torch.equal(engine._model.lm_head.weight, model.lm_head.weight.bfloat16())
+
+    asyncio.run(renew())
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_all_that_samples_takes_the_recipes_type_unless_its_engine_says_otherwise(lab: Any, staleness: int) -> None:
+    def parts(**options: Any) -> Any:
+        trainer = {
+            "model": TINY.model_dump(),
+            "compute": {"dtype": "bfloat16"},
+            "schedule": {"max_staleness": staleness},
+            "engine": {"name": "hf", "options": options},
+        }
+        prepared = lab.recipe(trainer=trainer, tasks={"train": 4, "test": 2}).prepare()
+        return asyncio.run(build(prepared, prepared.recipe.trainer_settings(), None, None, lambda *_: None))
+
+    made = parts()
+    assert made.model.dtype == torch.float32
+    assert made._evaluation_engine()._model.dtype == torch.bfloat16
+    ids, logp = sampled(made.engine)
+    assert not torch.equal(logp, learnt(made.model, ids, "float32"))
+    chosen = parts(dtype="float32")
+    ids, logp = sampled(chosen.engine)
+    assert torch.allclose(logp, learnt(chosen.model, ids, "float32"), atol=1e-5)
+    with pytest.raises(ValueError, match="wanted dtype float32 or bfloat16 for the engine 'hf', found 'int3'"):
+        parts(dtype="int3")
 
 
 def config(hidden: int) -> Any:
@@ -95,6 +207,91 @@ def test_a_recipe_that_asks_for_more_memory_than_there_is_is_refused_in_one_sent
         refuse_too_large(TrainerSettings(), config(8192), available=2**29)
     refuse_too_large(TrainerSettings(), config(32), available=2**29)
     assert available_memory("cpu") > 2**20
+
+
+GIB = 1 << 30
+LIMITED = "memory.max", "memory.current"
+LIMITED_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
+
+
+def machine(root: Path, membership: str, groups: dict[str, tuple[tuple[str, str], Any, int, dict[str, int]]]) -> Path:
+    """A folder that looks like a machine with 16 GiB available and these control groups: limit, use and statistics."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemFree: 5 kB\nMemAvailable: {16 * GIB // 1024} kB\n")
+    (root / "proc/self/cgroup").write_text(membership)
+    for place, (names, limit, used, stat) in groups.items():
+        group = root / "sys/fs/cgroup" / place
+        group.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, (limit, used), strict=True):
+            (group / name).write_text(f"{value}\n")
+        (group / "memory.stat").write_text("".join(f"{name} {value}\n" for name, value in stat.items()))
+    return root
+
+
+CACHED = {"file": 6 * GIB, "shmem": GIB, "inactive_file": 4 * GIB, "active_file": GIB, "slab_reclaimable": GIB // 2}
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups", "left"),
+    [
+        pytest.param("0::/\n", {}, 16, id="no-group"),
+        pytest.param("0::/\n", {"": (LIMITED, "max", 7 * GIB, CACHED)}, 16, id="no-limit"),
+        pytest.param("0::/a\n", {"a": (LIMITED, 8 * GIB, 7 * GIB, CACHED)}, 6.5, id="cache-is-available"),
+        pytest.param("0::/../../x\n", {"": (LIMITED, 8 * GIB, 7 * GIB, {})}, 1, id="a-container-sees-its-group-alone"),
+        pytest.param(
+            "0::/a/b\n",
+            {"a/b": (LIMITED, "max", 0, {}), "a": (LIMITED, 4 * GIB, 2 * GIB, {})},
+            2,
+            id="a-group-around-bounds-too",
+        ),
+        pytest.param("0::/a\n", {"a": (LIMITED, GIB, 2 * GIB, {})}, 0, id="beyond-the-limit"),
+        pytest.param(
+            "5:cpu,cpuacct:/\n4:memory:/job\n0::/\n",
+            {"memory/job": (LIMITED_V1, 4 * GIB, 3 * GIB, {"total_inactive_file": 2 * GIB, "inactive_file": 9 * GIB})},
+            3,
+            id="version-1",
+        ),
+    ],
+)
+def test_what_the_kernel_only_caches_is_available(tmp_path: Path, membership: str, groups: Any, left: float) -> None:
+    assert available_memory("cpu", machine(tmp_path, membership, groups)) == left * GIB
+
+
+def test_an_engines_copy_is_counted_in_its_type(tiny: Tiny) -> None:
+    whole = sum(one.numel() for one in tiny[0].parameters())
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        compute, schedule = ComputeSettings.model_validate({"dtype": dtype}), ScheduleSettings(max_staleness=1)
+        needs = least_memory(TrainerSettings(compute=compute, schedule=schedule), tiny[0].config)
+        assert needs["the sampler's weights"] == size * whole
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "rank", "reason"),
+    [
+        (
+            "cuda",
+            1,
+            0,
+            r"wanted GPU 0 \(cuda\), found no GPU that torch can use; set it to cpu, or take the .* profile",
+        ),
+        ("cuda", 4, 2, r"wanted GPU 2 \(cuda\), found no GPU"),
+        ("cuda:1", 2, 0, "2 processes take a GPU each, found trainer.compute.device 'cuda:1'; set it to cuda"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_sentence(device: str, ranks: int, rank: int, reason: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RecipeError, match=reason):
+        check_device(device, ranks, rank)
+    check_device("cpu", ranks, rank)
+
+
+def test_training_refuses_a_gpu_that_is_not_there_and_recipes_a_device_that_is_none(lab: Any) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="wanted GPU 0"):
+            lab.train(trainer={"compute": {"device": "cuda"}, "policy": {"steps": 1}})
+    with pytest.raises(RecipeError, match=r"compute\.device: .*, found 'gpu'"):
+        lab.recipe(trainer={"compute": {"device": "gpu"}})
 
 
 def test_training_refuses_before_it_loads(lab: Any) -> None:

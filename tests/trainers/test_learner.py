@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from agentgym.errors import AgentgymError
 from agentgym.policy import Sampling
+from agentgym.rewards import Rewards
 from agentgym.tokens import TokenBuffer, TokenKind
+from agentgym.types import Group
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.hf import HFEngine
@@ -22,6 +25,7 @@ from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import check_head, token_logprobs
 from agentgym_trainers.optimizer import CollapseError
 from agentgym_trainers.settings import ComputeSettings, OptimSettings, PolicySettings
+from agentgym_trainers.update import Update
 
 Tiny = tuple[Any, ChatFormat]
 
@@ -130,6 +134,33 @@ def test_a_kl_term_is_measured_against_the_phases_beginning(tiny: Tiny) -> None:
     second = one.policy_step(BATCH, ADVANTAGE, ON_POLICY, policy)
     assert first["kl_ref"] == pytest.approx(0, abs=1e-6)
     assert second["kl_ref"] > 1e-4
+
+
+def test_an_unscored_attempt_is_outside_every_term(lab: Any, tiny: Tiny) -> None:
+    policy = {"steps": 1, "tasks_per_step": 1, "attempts": 4, "advantage": "rloo", "loss_options": {"kl_weight": 0.5}}
+    model = {"vocab_size": 300, "hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64}
+    trainer = {"model": {**model, "context_length": 128}, "policy": {**policy, "optim": {"lr": 1e-2}}}
+    run = lab.train(trainer=trainer, tasks={"train": 4, "test": 2})
+    attempts = run.read_trajectories(1)
+    lost = replace(attempts[1], end="infrastructure", verdict=None)
+    found = []
+    for group in ([attempts[0], lost, *attempts[2:]], [attempts[0], *attempts[2:]]):
+        settings = lab.recipe(trainer=trainer).trainer_settings()
+        update, one = Update(settings, None), Learner(copy.deepcopy(tiny[0]), settings.compute)
+        update.begin(one)
+        stir = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # away from the reference, so that the KL term has a gradient
+            for parameter in one.model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=stir))
+        priced = Rewards(
+            outcome=[1.0, 0.0, 0.0, 0.5] if lost in group else [1.0, 0.0, 0.5],
+            step=[[0.0] * len(attempt.turns) for attempt in group],
+            keep=[attempt.scored for attempt in group],
+        )
+        found.append((update(one, [Group(attempts[0].task_id, group)], [priced], seed=0, done=0), weights(one)))
+    assert found[0][0] == pytest.approx(found[1][0])
+    assert found[0][0]["train/kl_ref"] > 1e-4
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_a_saved_learner_goes_on_bit_for_bit(tiny: Tiny) -> None:

@@ -137,6 +137,20 @@ def test_a_broken_rule_ends_the_run_with_its_reason_and_keeps_the_last_good_chec
     assert len(lab.column(run, "rollout/turns")) == 9
 
 
+def test_a_rule_about_the_warm_start_holds_back_its_checkpoints_and_no_later_ones(lab: Any, tmp_path: Path) -> None:
+    chosen = recipe(
+        lab,
+        policy={"steps": 3},
+        trainer={
+            "sft": {"steps": 4, "batch_size": 4, "demonstrations": 8},
+            "checkpoint": {"every": 1, "sft_every": 2, "keep": 9},
+            "watch": {"stop": [{"metric": "sft/loss", "above": 0.0, "steps": 99}]},
+        },
+    )
+    run = train(chosen, tmp_path)
+    assert [one.step for one in Checkpoints(run.checkpoints, keep=9).all()] == [4, 5, 6, 7]
+
+
 def test_a_run_whose_weights_explode_stops_and_its_checkpoint_is_sound(lab: Any, tmp_path: Path) -> None:
     chosen = recipe(
         lab,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,28 @@ def test_the_best_checkpoint_stays_beside_the_newest(lab: Any, tmp_path: Path) -
     assert {one.step for one in kept.all()} == {5, best.step}
     assert best.step in (first_best, 5)
     assert (run.checkpoints / "best").read_text() == f"{best.path.name}\n"
+
+
+def test_a_continuation_that_judges_otherwise_keeps_its_own_best(lab: Any, tmp_path: Path) -> None:
+    def judged(best: str) -> Recipe:
+        trainer = {
+            "model": SMALL,
+            "policy": {"steps": 4, "tasks_per_step": 2, "attempts": 2},
+            "checkpoint": {"every": 1, "keep": 9, "best": best},
+        }
+        made: Recipe = lab.recipe(trainer=trainer, evaluation={"every": 1}, tasks={"train": 20, "test": 3})
+        return made
+
+    run = RunDirectory.create(tmp_path, judged("eval/turns"), name="run")
+    NativeTrainer().train(judged("eval/turns").prepare(), run, resume=False)
+    kept = Checkpoints(run.checkpoints, keep=9)
+    for one in kept.all()[3:]:
+        shutil.rmtree(one.path)
+    NativeTrainer().train(judged("eval/pass@1").prepare(), run, resume=True)
+    best = kept.best()
+    assert best is not None
+    assert best.step in (3, 4)  # although no pass rate is as high as a number of turns
+    assert best.score == max(line["eval/pass@1"] for line in run.metrics() if line["step"] > 2 and "eval/turns" in line)
 
 
 def test_a_metric_that_no_evaluation_reports_is_refused_before_training(lab: Any, tmp_path: Path) -> None:

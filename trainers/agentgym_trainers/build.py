@@ -59,7 +59,7 @@ class Parts:
         """Attempt the held-out tasks; return the attempts and the report's figures."""
         recipe, tasks = self.prepared.recipe, self.prepared.held_out
         section = recipe.evaluation
-        engine = self.engine if self.engine.owns_weights else make_engine(self.settings, self.model, "eager")
+        engine = self.engine if self.engine.owns_weights else self._evaluation_engine()
         try:
             groups = await attempt_all(
                 self.prepared.make_env,
@@ -76,12 +76,21 @@ class Parts:
         groups = self.world.gather(groups)
         return groups, summarise(tasks, groups, attempts=section.attempts).metrics()
 
+    def _evaluation_engine(self) -> TrainableEngine:
+        """Return an engine for whoever comes first, which a lockstep engine is not."""
+        # Weights that are cast anew for every token cost more than a copy in the smaller type.
+        return make_engine(self.settings, self.model, "eager", own_weights=self.settings.compute.dtype != "float32")
+
 
 def make_engine(settings: TrainerSettings, model: Any, batching: str, *, own_weights: bool = False) -> TrainableEngine:
     """Build the recipe's engine over a model, with weights of its own where that is wanted and a choice."""
     engine = settings.engine
-    given = {"batching": batching, "max_batch": settings.compute.max_batch, **engine.options}
-    if own_weights and "weights" in signature(registry.lookup("engines", engine.name)).parameters:
+    accepted = signature(registry.lookup("engines", engine.name)).parameters
+    given: dict[str, Any] = {"batching": batching, "max_batch": settings.compute.max_batch}
+    if settings.compute.dtype != "float32" and "dtype" in accepted:
+        given["dtype"] = settings.compute.dtype
+    given |= engine.options
+    if own_weights and "weights" in accepted:
         given["weights"] = "copied"
     made: TrainableEngine = registry.create("engines", engine.name, model=model, **given)
     return made
@@ -127,10 +136,11 @@ async def build(
         shown, chat, context, lambda name: [one.schema for one in env.tools_for(by_id[name]).values()]
     )
     rows = [row for one in tokenised for row in train_context(one).rows()]
-    overlap = bool(settings.schedule.max_staleness)
-    engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)
     learner = Learner(model, compute, world)
     learner.begin(settings.sft.optim, settings.sft.steps)
+    overlap = bool(settings.schedule.max_staleness)
+    # Last, because whoever fails after it would have to close it.
+    engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)
     return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress, world)
 
 

@@ -43,11 +43,20 @@ class Checkpoint:
     @property
     def score(self) -> float | None:
         """What the metric by which the best is kept was at this step; None if it was not measured."""
-        try:
-            found = json.loads((self.path / "manifest.json").read_text(encoding="utf-8")).get("score")
-        except (OSError, ValueError):  # `load` says what is wrong with it
-            return None
+        found = self._manifest().get("score")
         return None if found is None else float(found)
+
+    @property
+    def yardstick(self) -> str:
+        """What the score is the score of: scores of one yardstick can be compared."""
+        return _yardstick(self._manifest().get("recipe", {}))
+
+    def _manifest(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # `load` says what is wrong with it
+            return {}
+        return found
 
     def load(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Return the saved state and restore the random number generators.
@@ -89,10 +98,18 @@ class Checkpoints:
         """Return the newest."""
         return next(reversed(self.all()), None)
 
-    def best(self) -> Checkpoint | None:
-        """Return the one with the highest score, the newest of several."""
-        scored = [(one.score, one.step, one) for one in self.all()]
-        return max(((a, b, c) for a, b, c in scored if a is not None), default=(None, None, None))[2]
+    def best(self, recipe: Mapping[str, Any] | None = None) -> Checkpoint | None:
+        """Return the one with the highest score, the newest of several.
+
+        Args:
+            recipe: only what was scored as this recipe scores counts; None takes what was scored last for the rule.
+        """
+        scored = [(score, one) for one in self.all() if (score := one.score) is not None]
+        if not scored:
+            return None
+        rule = scored[-1][1].yardstick if recipe is None else _yardstick(recipe)
+        alike = [(score, one.step, one) for score, one in scored if one.yardstick == rule]
+        return max(alike, default=(None, None, None))[2]
 
     def write(
         self,
@@ -182,6 +199,13 @@ def model_folder(path: str | Path) -> str | Path:
     return path if found is None else found.model_path
 
 
+def _yardstick(recipe: Mapping[str, Any]) -> str:
+    """Return by which metric, of what evaluation, a recipe keeps its best checkpoint."""
+    evaluation = {name: one for name, one in recipe.get("evaluation", {}).items() if name != "every"}
+    metric = ((recipe.get("trainer") or {}).get("checkpoint") or {}).get("best")
+    return json.dumps([metric, evaluation], sort_keys=True)
+
+
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     if where in _FREE or old == new:
         return
@@ -204,8 +228,10 @@ def _generators() -> dict[str, Any]:
 
 def _restore_generators(saved: Mapping[str, Any]) -> None:
     torch.set_rng_state(saved["torch"])
-    if saved["cuda"]:
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    for device, state in zip(
+        range(torch.cuda.device_count()), saved["cuda"], strict=False
+    ):  # a resumed run may have others
+        torch.cuda.set_rng_state(state, device)
     np.random.set_state(saved["numpy"])
     random.setstate(saved["python"])
 

@@ -122,6 +122,7 @@ class Learner:
         values: ValueTargets | None = None,
         frozen: bool = False,
         generator: torch.Generator | None = None,
+        counts_B: Tensor | None = None,
     ) -> Metrics:
         """Train on one batch of attempts: `epochs` passes of `minibatches` optimizer steps.
 
@@ -134,6 +135,7 @@ class Learner:
             values: what the critic is fitted to.
             frozen: train the critic alone.
             generator: shuffles rows into minibatches.
+            counts_B: bool; rows that do not count are outside every term and every mean. None counts all.
 
         Returns:
             Means over the optimizer steps taken; only `tokens` (0) if no row teaches anything.
@@ -141,6 +143,8 @@ class Learner:
         useful_B = (advantage_BL != 0).any(1) | torch.tensor(self.reference is not None)
         if values is not None:
             useful_B = useful_B | values.mask_BL.any(1)
+        if counts_B is not None:
+            useful_B = useful_B & counts_B
         index_R = (useful_B & batch.sampled_BL.any(1)).nonzero()[:, 0]
         lesson = _Lesson(batch, advantage_BL, off_policy_B, values, None if frozen else loss)
         history: list[Metrics] = []

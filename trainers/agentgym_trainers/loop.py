@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -95,25 +95,29 @@ class Trainer:
 
     async def _train(self, checkpoint: Checkpoint | None) -> None:
         state = checkpoint.load(self._plain_recipe) if checkpoint else None
-        self.parts = await build(self.prepared, self.settings, checkpoint, state, self._progress, self.world)
-        kind = Asynchronous if self.settings.schedule.max_staleness else LockStep
-        self.collector = kind(self.parts, self._sampler, self._tasks)
-        if state is not None:
-            self._restore(state)
-            await self.parts.engine.update_weights(version=state["weight_version"])
-        gc.collect()
-        gc.freeze()  # a full collection walks all of torch: a tenth of a second, several times per rollout
+        async with AsyncExitStack() as opened:
+            self.parts = await build(self.prepared, self.settings, checkpoint, state, self._progress, self.world)
+            opened.callback(vars(self).pop, "parts")
+            opened.push_async_callback(self.parts.engine.close)
+            kind = Asynchronous if self.settings.schedule.max_staleness else LockStep
+            self.collector = kind(self.parts, self._sampler, self._tasks)
+            opened.callback(vars(self).pop, "collector")
+            opened.push_async_callback(self.collector.close)
+            if state is not None:
+                self._restore(state)
+                await self.parts.engine.update_weights(version=state["weight_version"])
+            gc.collect()
+            gc.freeze()  # a full collection walks all of torch: a tenth of a second, several times per rollout
+            opened.callback(gc.unfreeze)
+            await self._run_phases(warm=checkpoint is None or self.step < self.settings.sft.steps)
+
+    async def _run_phases(self, *, warm: bool) -> None:
         try:
-            if checkpoint is None or self.step < self.settings.sft.steps:
+            if warm:
                 await self._warm_start()
             await self._improve()
         except CollapseError as error:
             raise self._stopped(error) from error
-        finally:
-            gc.unfreeze()
-            await self.collector.close()
-            await self.parts.engine.close()
-            del self.collector, self.parts
 
     async def _warm_start(self) -> None:
         """Imitate the demonstrations' assistant tokens."""
@@ -124,8 +128,10 @@ class Trainer:
             metrics = self.parts.learner.sft_step([shown[index] for index in picked])
             self.step += 1
             self._log("sft", self.step, sft.steps, {f"sft/{name}": value for name, value in metrics.items()})
-            if self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps:
+            due = self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps
+            if due and not self._watch.suspicious:
                 self._save()
+        self._watch.end_warm_start()
         self._update.begin(self.parts.learner)
         await self.parts.engine.update_weights(version=self.parts.engine.weight_version)
         self._save(await self._evaluate(0))
@@ -183,7 +189,7 @@ class Trainer:
         return None if math.isnan(score) else score
 
     def _is_best(self, score: float | None) -> bool:
-        best = self.checkpoints.best()
+        best = self.checkpoints.best(self._plain_recipe)
         return self.world.agree(score is not None and (best is None or best.score is None or score > best.score))
 
     def _log(self, phase: str, done: int, steps: int, metrics: Metrics) -> None:

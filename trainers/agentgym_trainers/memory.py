@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from agentgym.errors import RecipeError
+from agentgym_trainers.devices import available_memory
 from agentgym_trainers.settings import TrainerSettings
 
 _FLOAT = 4
-_CGROUP = Path("/sys/fs/cgroup")
+_BFLOAT = 2
 
 
 def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> dict[str, int]:
@@ -42,8 +42,10 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
         "activations": _FLOAT * tokens * text.hidden_size * text.num_hidden_layers,
         "logits": 2 * _FLOAT * logits,
     }
-    if ranks > 1 or settings.schedule.max_staleness:
+    if ranks > 1:
         needs["the sampler's weights"] = _FLOAT * whole
+    elif settings.schedule.max_staleness:
+        needs["the sampler's weights"] = (_BFLOAT if compute.dtype == "bfloat16" else _FLOAT) * whole
     return needs
 
 
@@ -62,7 +64,7 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
     device = settings.compute.device
     needs = least_memory(settings, config, ranks=ranks)
     free = available_memory(device) if available is None else available
-    if device == "cpu":
+    if torch.device(device).type == "cpu":
         free //= ranks
     if sum(needs.values()) <= free:
         return
@@ -71,20 +73,6 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
         f"training this model needs at least {_gib(sum(needs.values()))} GiB on {device} ({listed}), found "
         f"{_gib(free)} GiB free; choose a smaller model or trainer.lora, or lower trainer.compute.token_budget"
     )
-
-
-def available_memory(device: str) -> int:
-    """Return the bytes that are free: on a GPU as the driver says, else as the kernel and the control group do."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-    except OSError:
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def _adapters(model: Any, rank: int) -> int:

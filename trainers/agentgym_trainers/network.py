@@ -14,7 +14,7 @@ from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.critic import Critic
 from agentgym_trainers.logprobs import predicting_states, score
 from agentgym_trainers.packing import allow_packing, micro_batches, pack, packed_states
-from agentgym_trainers.recompute import allow_recomputing, recomputing
+from agentgym_trainers.recompute import check_recomputing, recomputing
 from agentgym_trainers.settings import ComputeSettings
 
 
@@ -54,7 +54,7 @@ class Network(nn.Module):
             if compute.packing != "none":
                 allow_packing(trunk)
             if compute.recompute:
-                allow_recomputing(trunk)
+                check_recomputing(trunk)
 
     def forward(self, part: TokenBatch, *, temperature: float, policy: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return the fields of `Scores` for a micro-batch; a plain tuple, because FSDP looks for tensors in it.

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves dropout off and generation alone."""
+"""Activation checkpointing that leaves training mode, and so dropout, as it is, and generation alone."""
 
 from __future__ import annotations
 
@@ -13,34 +13,32 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from agentgym.errors import AgentgymError
 
 
-def allow_recomputing(model: Any) -> None:
-    """Let a model's layers keep their inputs only, within `recomputing`.
+def check_recomputing(model: Any) -> None:
+    """Refuse a model without layers that can keep their inputs only.
 
     Raises:
-        AgentgymError: its layers cannot.
+        AgentgymError: it has none.
     """
-    layers = layers_of(model)
-    if not layers:
+    if not layers_of(model):
         raise AgentgymError(
             f"{type(model).__name__} has no layers that can be computed anew; set trainer.compute.recompute to false"
         )
-    for layer in layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 @contextmanager
 def recomputing(model: Any) -> Iterator[None]:
-    """Let forward passes keep the inputs of layers only; what backward needs is computed anew."""
+    """Let forward passes keep the inputs of layers only; what backward needs is computed anew.
+
+    Transformers' own way wants its layers in training mode, which turns on the dropout that some apply themselves.
+    """
     layers = layers_of(model)
-    # transformers checkpoints layers in training mode; what is inside them stays in evaluation mode, without dropout.
     for layer in layers:
-        layer.training = True
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.training = False
+            del layer.forward
 
 
 def layers_of(model: Any) -> list[Any]:

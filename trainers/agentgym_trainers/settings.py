@@ -170,7 +170,8 @@ class LoraSettings(Record):
 class ComputeSettings(Record):
     """Where and in what portions to compute."""
 
-    device: str = "cpu"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    """cpu, cuda, or one of several GPUs, such as cuda:1."""
     threads: Count = 1
     """CPU threads; 0 leaves PyTorch's choice. A run repeats bit for bit only with the same number."""
     token_budget: Positive = 4096
@@ -180,7 +181,8 @@ class ComputeSettings(Record):
     logit_budget: Positive = 1 << 24
     """Logits (tokens x vocabulary) that may exist at once in the trainer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; weights, gradients and moments stay float32. bfloat16 is for GPUs."""
+    """Of the arithmetic of training and of sampling. The learner's weights, gradients and moments stay float32; an
+    engine's own weights are of this type, unless its option `dtype` says otherwise. bfloat16 is for GPUs."""
     recompute: bool = False
     """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic."""
     max_batch: Positive = 256

@@ -91,7 +91,7 @@ class Update:
         metrics |= learner.policy_step(
             batch, advantage_RL, off_policy_R, self._policy, self._loss,
             values=values, frozen=self._critic is not None and done < self._critic.warmup_steps,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(seed), counts_B=credit.keep_B[rows.attempt_R],
         )  # fmt: skip
         return {f"train/{name}": value for name, value in metrics.items()}
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 ALARM = 2.0
 """Standard errors by which step rewards must rise and outcomes fall for an alarm."""
 _BOUND = 99.0
+_WARM_START = "sft/"
 _SERIES = ("rollout/outcome", "rollout/step_reward")
 
 
@@ -78,6 +79,12 @@ class Watch:
                 times = f" {rule.steps} times in a row" if rule.steps > 1 else ""
                 return f"{rule.metric} was {side}{times}, at last {value:.4g}"
         return None
+
+    def end_warm_start(self) -> None:
+        """Forget how the warm start's metrics stood: they are not measured again, so nothing could clear them."""
+        for place, rule in enumerate(self._rules):
+            if rule.metric.startswith(_WARM_START):
+                self._broken[place] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen."""

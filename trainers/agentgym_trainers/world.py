@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from agentgym.errors import RecipeError
+from agentgym_trainers.devices import check_device
 
 Item = TypeVar("Item")
 
@@ -26,11 +27,18 @@ class World:
 
     @classmethod
     def join(cls, device: str) -> Self:
-        """Meet the others that torchrun's environment variables tell of; on GPUs each process takes one."""
+        """Meet the others that torchrun's environment variables tell of; on GPUs each process takes one.
+
+        Raises:
+            RecipeError: this machine has no such device.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            check_device(device)
             return cls()
+        here = int(os.environ["LOCAL_RANK"])
+        check_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])), here)
         if device.startswith("cuda"):
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(here)
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())

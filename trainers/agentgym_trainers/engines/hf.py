@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
@@ -18,7 +20,7 @@ from agentgym_trainers.engines.decode import FixedBatch
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, check_prompt
 from agentgym_trainers.engines.slots import fits_slots
-from agentgym_trainers.engines.weights import check_weights, copy_weights
+from agentgym_trainers.engines.weights import check_weights, copy_weights, frozen_copy
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class HFEngine:
         patience_s: float = 120.0,
         weights: Literal["shared", "copied"] = "shared",
         prefix_cache_mb: float = 512.0,
+        dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         """Take a causal language model, already on its device.
 
@@ -63,12 +66,21 @@ class HFEngine:
             weights: `shared` samples from the learner's own tensors, so nothing may be pending while they change;
                 `copied` keeps a second copy, which `update_weights` refreshes between two tokens.
             prefix_cache_mb: memory for keys and values of sessions between their turns; 0 keeps none.
+            dtype: of the arithmetic, and of copied weights; by default the model's own. Shared weights stay what they
+                are, and are computed with under autocast, like the learner's.
+
+        Raises:
+            ValueError: there is no such dtype.
         """
+        if dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"wanted dtype float32 or bfloat16 for the engine 'hf', found {dtype!r}")
         self.weight_version = 0
         self.owns_weights = weights == "copied"
         self.prefixes = PrefixStore(int(prefix_cache_mb * 2**20))
         self._source = model
-        self._model = copy.deepcopy(model).requires_grad_(False) if self.owns_weights else model
+        own_type = None if dtype is None else getattr(torch, dtype)
+        self._model = frozen_copy(model, own_type) if self.owns_weights else model
+        self._autocast = dtype == "bfloat16" and not self.owns_weights
         self._lockstep = batching == "lockstep"
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._max_batch = max_batch
@@ -239,13 +251,15 @@ class HFEngine:
             if self._lockstep or self._batch is None:
                 # Results come back together: a chunk that overtook the others would change who meets next.
                 for start in range(0, len(joining), self._max_batch):
-                    done += self._compute(joining[start : start + self._max_batch])
+                    with self._arithmetic():
+                        done += self._compute(joining[start : start + self._max_batch])
                 with self._lock:
                     self._busy = False
                 for request, result in done:
                     _resolve(request, result)
                 break
-            done += self._batch.tick(joining, self.weight_version)
+            with self._arithmetic():
+                done += self._batch.tick(joining, self.weight_version)
             if self._closed:
                 done += self._batch.end(self.weight_version)
             for request, result in done:
@@ -277,6 +291,10 @@ class HFEngine:
                 self._batch.end(self.weight_version) if self._closed else self._batch.tick([], self.weight_version)
             )
         return [(request, found[request]) for request in requests]
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        """Return what computes in the engine's type; it keeps casts of weights, so these must not change within it."""
+        return torch.autocast(self._model.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def _renew(self, update: _Update) -> list[Result]:
         if not update.done.set_running_or_notify_cancel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -164,6 +165,23 @@ def _plain_state(model: Any) -> dict[str, Any]:
     from agentgym_trainers.lora import has_lora, merged_state
 
     return merged_state(model) if has_lora(model) else dict(model.state_dict())
+
+
+def frozen_copy(model: Any, dtype: Any = None) -> Any:
+    """Return a copy that is not trained.
+
+    Args:
+        model: on its device.
+        dtype: of the copied parameters; None keeps theirs. Buffers keep theirs always: in bfloat16 the frequencies of
+            rotary embeddings would tell far positions wrong.
+    """
+    import torch
+
+    parameters = {
+        id(one): torch.nn.Parameter(one.detach().to(dtype or one.dtype, copy=True), requires_grad=False)
+        for one in model.parameters()
+    }
+    return copy.deepcopy(model, parameters)
 
 
 def copy_weights(model: Any, weights: Weights) -> None:
