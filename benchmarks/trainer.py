@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import site
 import statistics
 import subprocess
 import sys
@@ -20,6 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from benchmarks.shared_venv import InstallError, shared_venv
 
 TRL = "trl==1.16.0"
 ROOT = Path(__file__).parents[1]
@@ -177,30 +177,13 @@ def ask(command: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def install(bars: Progress) -> Path:
     """Make TRL's virtual environment, once; PyTorch and transformers are this environment's own."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (
-        cache / "agentgym" / "benchmarks" / f"{TRL.replace('==', '-')}-py{sys.version_info[0]}.{sys.version_info[1]}"
-    )
-    python = folder / "bin" / "python"
-    if (folder / "ready").exists():
-        return python
     task = bars.add_task(f"installing {TRL}", total=None)
-    shutil.rmtree(folder, ignore_errors=True)
-    run([sys.executable, "-m", "venv", str(folder)])
-    shared = [one for one in sys.path if one.endswith("site-packages")] or site.getsitepackages()
-    target = next((folder / "lib").glob("python*")) / "site-packages" / "shared.pth"
-    target.write_text("\n".join(shared) + "\n")
-    run([str(folder / "bin" / "pip"), "install", "--quiet", TRL])
-    (folder / "ready").touch()
-    bars.remove_task(task)
-    return python
-
-
-def run(command: Sequence[str]) -> None:
-    """Run a command that installs something."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchmarkError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-400:]}")
+    try:
+        return shared_venv(TRL)
+    except InstallError as error:
+        raise BenchmarkError(str(error)) from error
+    finally:
+        bars.remove_task(task)
 
 
 def table(found: Mapping[str, Mapping[str, Figures]]) -> Table:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
-from trl.chat_template_utils import qwen3_template  # type: ignore[import-not-found]
+from trl import GRPOConfig, GRPOTrainer
+from trl.chat_template_utils import qwen3_template
 
 
 def wait(latency: str) -> None:
