@@ -49,11 +49,11 @@ GUIDE = {"name": "guide", "options": {"ratio": "reset"}}
 UNLUCKY = {"id": "tests/Exercises-v0", "options": {"max_turns": 3, "unlucky": 1}}
 
 
-def native(recipe: Recipe, step: int = 0) -> tuple[list[Group], list[Rewards]]:
+def native(recipe: Recipe, step: int = 0, context: int = 160) -> tuple[list[Group], list[Rewards]]:
     """Sample a step's groups and price them as the native trainer does."""
     prepared, trainer = recipe.prepare(), recipe.trainer_settings()
     parts = Parts(
-        prepared, trainer, None, CHAT, 160, PlayerEngine(Player(CHAT)), None, [], lambda *_: None, World()  # type: ignore[arg-type]
+        prepared, trainer, None, CHAT, context, PlayerEngine(Player(CHAT)), None, [], lambda *_: None, World()  # type: ignore[arg-type]
     )  # fmt: skip
     tasks = {task.id: task for task in prepared.train}
     groups, _ = asyncio.run(LockStep(parts, ShuffledSampler(list(tasks), 0), tasks).next(step))
@@ -84,6 +84,7 @@ def compare(groups: list[Group], rewards: list[Rewards], samples: list[list[Samp
     for group, price, given in zip(groups, rewards, samples, strict=True):
         for one, keep, value, sample in zip(group.trajectories, price.keep, price.returns, given, strict=True):
             if not keep:
+                assert any(price.keep)
                 assert sample["reward"] == pytest.approx(torch.tensor(price.returns)[price.keep].mean().item())
                 assert mask(sample) == [False, True]
                 kinds.append("unscored")
@@ -117,6 +118,25 @@ def test_openrlhf_gets_the_tokens_masks_logprobs_and_rewards_that_the_native_tra
         groups, rewards = native(recipe, step)
         kinds += compare(groups, rewards, bridged(recipe, [one.task_id for one in groups], step))
     assert wanted <= set(kinds), kinds
+
+
+def test_an_attempt_that_fills_the_context_is_cut_where_the_native_trainer_cuts_it() -> None:
+    recipe = exercises(trainer={"model": {"vocab_size": 320, "context_length": 60}})
+    groups, rewards = native(recipe, context=60)
+    samples = bridged(recipe, [one.task_id for one in groups], max_length=60)
+    compare(groups, rewards, samples)
+    ends = {one.end: sample["truncated"] for group, given in zip(groups, samples, strict=True)
+            for one, sample in zip(group.trajectories, given, strict=True)}  # fmt: skip
+    assert ends["context"]
+    assert max(len(sample["observation_tokens"]) for given in samples for sample in given) <= 60
+
+
+def test_a_prompt_that_leaves_no_room_counts_as_lost_by_the_agent_and_is_a_valid_sample() -> None:
+    recipe = exercises(reward=GATED, trainer={"model": {"vocab_size": 320, "context_length": 5}})
+    [samples] = bridged(recipe, [recipe.prepare().train[0].id], max_length=5)
+    for sample in samples:
+        assert (sample["reward"], sample["truncated"], sample["action_ranges"]) == (-0.5, True, [(1, 2)])
+        assert sample["extra_logs"]["kept"] == sample["extra_logs"]["scored"] == 1.0
 
 
 def test_a_hinted_attempt_is_trained_without_its_hint_and_its_logprobs_are_those_it_was_sampled_with() -> None:
