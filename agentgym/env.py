@@ -40,6 +40,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     """The default tasks; a constructor argument replaces them."""
     sandboxed: bool = False
     """Whether the tools need `self.sandbox`."""
+    paced: bool = False
+    """Whether it changes with training's `progress`; a trainer that cannot tell it how far it is refuses such a one."""
     sandbox_at: ClassVar[Literal["reset", "first use"]] = "reset"
     """When an episode's sandbox is started: `first use` saves it where the agent hands in without ever needing it."""
     grader: ClassVar[str | None] = None

@@ -361,3 +361,13 @@ def test_settings_that_openrlhf_would_ignore_are_refused() -> None:
     schedule = {"schedule": {"max_staleness": 1, "spare_attempts": 1}}
     with pytest.raises(RecipeError, match="spare_attempts: OpenRLHF waits for every attempt, found 1"):
         RecipeExecutor(settings(exercises(trainer=schedule)))
+
+
+def test_a_curriculum_over_training_is_refused() -> None:
+    """OpenRLHF's rollout processes never learn how far training is."""
+    search: dict[str, Any] = {"id": "agentgym/Search-v0", "options": {"size": 400, "count": 40}}
+    few = {"train": 4, "validation": 1, "test": 1, "near_duplicate": 1.0}
+    assert RecipeExecutor(settings(exercises(environment=search, tasks=few)))
+    search["options"] |= {"noise": {"start": 0.0, "end": 0.5}}
+    with pytest.raises(RecipeError, match="agentgym/Search-v0 changes as training goes on"):
+        RecipeExecutor(settings(exercises(environment=search, tasks=few)))

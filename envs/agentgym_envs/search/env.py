@@ -91,6 +91,7 @@ class SearchEnv(AgentEnv):
         super().__init__(tasks, **options)
         self.match = match
         self.noise = NoiseSchedule.model_validate(dict(noise)) if noise is not None else None
+        self.paced = noise is not None
         self.snippet = snippet
         self.bad = bad
         self.explain = explain

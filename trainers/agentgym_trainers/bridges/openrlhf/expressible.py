@@ -26,6 +26,11 @@ def refuse(prepared: Prepared, trainer: TrainerSettings) -> None:
             "trainer.schedule.spare_attempts: OpenRLHF waits for every attempt, "
             f"found {trainer.schedule.spare_attempts}; leave it out"
         )
+    if prepared.make_env().paced:
+        raise RecipeError(
+            f"environment: {prepared.recipe.environment.id} changes as training goes on, and OpenRLHF does not tell "
+            "its rollout processes how far it is; leave the schedule out, or train natively"
+        )
     ratio = getattr(prepared.guidance, "ratio", None)
     if ratio is not None:
         refuse_off_policy(ratio, trainer)
