@@ -16,8 +16,9 @@ from agentgym.rollout import Limits, Rollouts
 from agentgym.task import Task
 from agentgym_envs.tools.env import ToolsEnv
 from agentgym_envs.tools.retail import RetailWorld
+from agentgym_envs.tools.state_hash import StateHash
 from agentgym_envs.tools.tables import Tables
-from agentgym_envs.tools.tau_bench import RetailTasks, StateHash
+from agentgym_envs.tools.tau_bench import TauTasks
 
 SHOP: dict[str, dict[str, Any]] = {
     "users": {
@@ -58,11 +59,11 @@ SHOP: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def retail(data: Path) -> RetailTasks:
-    return RetailTasks(data / "tau_bench" / "retail")
+def retail(data: Path) -> TauTasks:
+    return TauTasks.from_folder(data / "tau_bench" / "retail")
 
 
-def test_every_recorded_state_is_reproduced_and_idle_tasks_are_refused_with_the_reason(retail: RetailTasks) -> None:
+def test_every_recorded_state_is_reproduced_and_idle_tasks_are_refused_with_the_reason(retail: TauTasks) -> None:
     tasks = list(retail)
     refused = retail.refused()
     assert len(tasks) == 514
@@ -70,8 +71,8 @@ def test_every_recorded_state_is_reproduced_and_idle_tasks_are_refused_with_the_
     assert {reason.split(", so ")[-1] for reason in refused.values()} == {"doing nothing would solve it"}
 
 
-def test_a_wrong_state_is_not_taken_for_the_recorded_one(retail: RetailTasks) -> None:
-    row = json.loads((retail.folder / "tasks_dev.jsonl").read_text("utf-8").splitlines()[0])
+def test_a_wrong_state_is_not_taken_for_the_recorded_one(retail: TauTasks, data: Path) -> None:
+    row = json.loads((data / "tau_bench" / "retail" / "tasks_dev.jsonl").read_text("utf-8").splitlines()[0])
     world = RetailWorld(Tables(retail.start))
     hashed = StateHash(retail.start)
     assert hashed(world.tables.touched()) == row["initial_db_sha256"]
@@ -80,9 +81,9 @@ def test_a_wrong_state_is_not_taken_for_the_recorded_one(retail: RetailTasks) ->
     assert hashed(world.tables.touched()) not in (row["initial_db_sha256"], row["gold_db_sha256"])
 
 
-def test_the_expert_scores_1_and_silence_0(retail: RetailTasks) -> None:
+def test_the_expert_scores_1_and_silence_0(retail: TauTasks, data: Path) -> None:
     def make() -> ToolsEnv:
-        return ToolsEnv(family="tau_bench", path=str(retail.folder))
+        return ToolsEnv(family="tau_bench", path=str(data / "tau_bench" / "retail"))
 
     env = make()
     tasks = [*retail.split("validation").take(4)]
@@ -145,5 +146,5 @@ def test_the_calculator_calculates(shop: RetailWorld) -> None:
 
 
 def test_a_folder_without_a_shop_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="no shop can be read at"):
+    with pytest.raises(TaskError, match="no records can be read at"):
         ToolsEnv(family="tau_bench", path=str(tmp_path))

@@ -24,8 +24,23 @@ from agentgym_envs.tools.tables import Tables
 from agentgym_envs.tools.users import UserScript
 from agentgym_envs.tools.world import World, shown
 
-_FIRST = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo", "Ines", "Jon", "Kaya", "Leo", "Mara", "Nils")
-_LAST = ("Abel", "Berg", "Cruz", "Dahl", "Egan", "Falk", "Gray", "Holm", "Ito", "Jung", "Kaur", "Lund", "Moss", "Nair")
+FIRST_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo", "Ines", "Jon", "Kaya", "Leo", "Mara", "Nils")
+LAST_NAMES = (
+    "Abel",
+    "Berg",
+    "Cruz",
+    "Dahl",
+    "Egan",
+    "Falk",
+    "Gray",
+    "Holm",
+    "Ito",
+    "Jung",
+    "Kaur",
+    "Lund",
+    "Moss",
+    "Nair",
+)
 _TALK = 20_000
 """Characters that an agent may say in all."""
 
@@ -194,7 +209,7 @@ def generate(seed: int, difficulty: float) -> Task:
     data: Any = {"user": script.model_dump(mode="json"), "world": {"scenario": scenario.name, "tables": tables}}
     return Task(
         id=f"built/{scenario.name}-{level}-{seed}",
-        split=_split(seed),
+        split=split_by_seed(seed),
         public=Public(prompt=prompt, data=data),
         hidden=Hidden(
             data={"parts": {"records": gold}, "communicate": list(told), "answer_chars": _TALK},
@@ -216,7 +231,7 @@ class _Wish(Record):
 
 def _people(rng: np.random.Generator, scenario: Scenario, *, people: int, records: int) -> dict[str, dict[str, Any]]:
     """Return people with records; of one person's, no two share the value of their first attribute."""
-    names = [f"{first} {last}" for first in _FIRST for last in _LAST]
+    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     tables: dict[str, dict[str, Any]] = {"people": {}, "records": {}}
     for name in rng.choice(names, size=people, replace=False).tolist():
         key = _unused(rng, scenario.person, tables["people"])
@@ -278,7 +293,7 @@ def _added(rng: np.random.Generator, scenario: Scenario, me: str) -> _Wish:
     return _Wish(text=f"I want a new {scenario.record}: {wanted}.", actions=(call,))
 
 
-def _split(seed: int) -> Split:
+def split_by_seed(seed: int) -> Split:
     """Return 70% train, 10% validation, 20% test, by the seed alone."""
     share = derive_seed(seed, "split") % 100
     return "train" if share < 70 else "validation" if share < 80 else "test"

@@ -6,24 +6,15 @@ in Real-World Domains"; gold actions of its tasks leave the same records behind,
 
 from __future__ import annotations
 
-import ast
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from agentgym.tools import tool
-from agentgym_envs.tools.world import World, shown
-
-_OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-_LONGEST = 200
+from agentgym_envs.tools.service import ServiceWorld
+from agentgym_envs.tools.world import shown
 
 
-class RetailWorld(World):
+class RetailWorld(ServiceWorld):
     """Tables `users`, `orders` and `products`."""
 
     policy: ClassVar[str] = """You serve the customers of an online shop.
@@ -35,7 +26,6 @@ class RetailWorld(World):
 - Only pending orders can be cancelled or changed, only delivered ones returned or exchanged. Items can be changed or
   exchanged once per order, only for available variants of the same product: collect them all before you call.
 - Refunds go to the original payment method or to a gift card; a gift card must cover what is charged to it."""
-    ends: ClassVar[frozenset[str]] = frozenset({"transfer_to_human_agents"})
     changing = frozenset(
         {
             "cancel_pending_order",
@@ -83,21 +73,6 @@ class RetailWorld(World):
     def list_all_product_types(self) -> str:
         """List the names and product ids of all products."""
         return shown(dict(sorted((one["name"], one["product_id"]) for _, one in self.tables.items("products"))))
-
-    @tool
-    def calculate(self, expression: str) -> str:
-        """Calculate an expression of numbers, + - * / and parentheses."""
-        return str(round(float(_value(expression)), 2))
-
-    @tool
-    def think(self, thought: str) -> str:  # noqa: ARG002 -- only the transcript keeps it
-        """Write down a thought; nothing is looked up or changed."""
-        return ""
-
-    @tool
-    def transfer_to_human_agents(self, summary: str) -> str:  # noqa: ARG002 -- only the transcript keeps it
-        """Hand the customer over to a human, with a summary of the matter."""
-        return "Transfer successful"
 
     # ------------------------------------------------------------------ changing
 
@@ -296,24 +271,3 @@ def _check_items(order: Mapping[str, Any], item_ids: Sequence[str]) -> None:
     for one in item_ids:
         if item_ids.count(one) > held.count(one):
             raise ValueError(f"{one} not found in the order")
-
-
-def _value(expression: str) -> float:
-    """Return what an expression is worth; nothing in it is ever executed."""
-    if len(expression) > _LONGEST:
-        raise ValueError(f"wanted an expression of at most {_LONGEST} characters")
-    try:
-        return _of(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError) as error:
-        raise ValueError(f"the expression has no value: {type(error).__name__}") from error
-
-
-def _of(node: ast.expr) -> float:
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_of(operand)
-        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in _OPERATORS:
-            return _OPERATORS[type(sign)](_of(left), _of(right))
-    raise ValueError("wanted numbers, + - * / and parentheses only")
