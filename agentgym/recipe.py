@@ -109,7 +109,9 @@ class Recipe(Record):
         return each
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Self:
+    def load(
+        cls, path: str | Path, overrides: Sequence[str] = (), profile: str | None = None, backend: str | None = None
+    ) -> Self:
         """Read a YAML file, or the bundled recipe of that name, and apply overrides such as `trainer.policy.steps=5`.
 
         Args:
@@ -117,6 +119,8 @@ class Recipe(Record):
             overrides: dotted fields and their values.
             profile: one of the file's `profiles`, whose sections are laid over the others before the overrides: a
                 section's fields one by one, anything else as a whole.
+            backend: a trainer in place of the recipe's. The file's `backends` may hold sections for each trainer that
+                it is prepared for, which are laid over the profile's.
 
         Raises:
             RecipeError: one sentence with the field that is wrong.
@@ -136,6 +140,10 @@ class Recipe(Record):
             if profile not in profiles:
                 raise UnknownNameError(f"profile of {file.stem}", profile, profiles)
             found = _laid_over(found, profiles[profile])
+        if backend is not None:
+            found = _laid_over(found, {"trainer": {"name": backend}})
+        backends = found.pop("backends", None) or {}
+        found = _laid_over(found, backends.get((found.get("trainer") or {}).get("name", "native"), {}))
         for override in overrides:
             _apply(found, override)
         return cls.parse(found, str(file))

@@ -171,6 +171,11 @@ def train(
     run: RunFolder = None,
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run.", show_default=False)] = None,  # noqa: UP045
     profile: Annotated[Optional[str], typer.Option(help="One of the recipe's, such as tiny.")] = None,  # noqa: UP045
+    backend: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What trains, in place of the recipe's trainer.name, such as openrlhf.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write what a backend reads, and start nothing.")] = False,
     load: Load = None,
 ) -> None:
     """Train an agent as a recipe says; overrides come after it. `--resume RUN` needs no recipe.
@@ -178,10 +183,16 @@ def train(
     Example: `agentgym train recipe.yaml trainer.policy.steps=50 seed=1 --run runs/first`
 
     Example: `agentgym train code-grpo --profile tiny`
+
+    Example: `agentgym train code-grpo --backend openrlhf --dry-run`
     """
     from agentgym.cli import training
 
-    training.run(training.Chosen(recipe, options or [], profile), run, resume, load or [])
+    chosen = training.Chosen(recipe, options or [], profile, backend)
+    if dry_run:
+        training.plan(chosen, run, resume, load or [])
+    else:
+        training.run(chosen, run, resume, load or [])
 
 
 @app.command(name="eval")

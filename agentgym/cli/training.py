@@ -32,12 +32,14 @@ class Chosen:
     file: Path | None
     overrides: Sequence[str]
     profile: str | None
+    backend: str | None = None
+    """A trainer in place of the recipe's."""
 
     def load(self) -> Recipe:
         """Read it."""
         if self.file is None:
             raise RecipeError("wanted a recipe to train, or --resume RUN to go on with a run")
-        return Recipe.load(self.file, self.overrides, self.profile)
+        return Recipe.load(self.file, self.overrides, self.profile, self.backend)
 
 
 def run(wanted: Chosen, folder: Path | None, resume: Path | None, load: Sequence[Path]) -> None:
@@ -47,7 +49,7 @@ def run(wanted: Chosen, folder: Path | None, resume: Path | None, load: Sequence
     chosen, kept = _begin(wanted, folder, resume)
     prepared = chosen.prepare()
     directory = kept or _create(chosen, folder)
-    trainer = registry.create("trainers", str(chosen.trainer.get("name", "native")))
+    trainer = _trainer(chosen)
     if _rank() > 0:
         with closing(prepared.backend):
             trainer.train(prepared, directory, resume=kept is not None)
@@ -60,6 +62,35 @@ def run(wanted: Chosen, folder: Path | None, resume: Path | None, load: Sequence
     say(f"trajectories and transcripts: agentgym show {directory.path}")
 
 
+def plan(wanted: Chosen, folder: Path | None, resume: Path | None, load: Sequence[Path]) -> None:
+    """Have a trainer write what it would start elsewhere, and print what a person would type; nothing is started."""
+    for file in load:
+        load_file(file)
+    if resume is not None:
+        raise RecipeError("--dry-run plans a new run, and --resume goes on with one; give one of them")
+    chosen = wanted.load()
+    trainer = _trainer(chosen)
+    if not hasattr(trainer, "plan"):
+        raise RecipeError(
+            f"--dry-run shows what a backend would be given, and the trainer {_name_of(chosen)!r} trains right here; "
+            "choose another with --backend, or leave --dry-run out"
+        )
+    prepared = chosen.prepare()
+    with closing(prepared.backend):
+        directory = _create(chosen, folder)
+        said = trainer.plan(prepared, directory)
+    say(f"written to {directory.path}; nothing was started")
+    out.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
+
+
+def _name_of(recipe: Recipe) -> str:
+    return str(recipe.trainer.get("name", "native"))
+
+
+def _trainer(recipe: Recipe) -> Any:
+    return registry.create("trainers", _name_of(recipe))
+
+
 def _begin(wanted: Chosen, folder: Path | None, resume: Path | None) -> tuple[Recipe, RunDirectory | None]:
     if resume is None:
         return wanted.load(), None
@@ -68,6 +99,8 @@ def _begin(wanted: Chosen, folder: Path | None, resume: Path | None) -> tuple[Re
     kept = RunDirectory.open(resume)
     if wanted.file is not None:
         return wanted.load(), kept
+    if wanted.backend is not None:
+        raise RecipeError("--backend chooses what trains a recipe, and --resume without one goes on with the run's own")
     if wanted.profile is not None:
         raise RecipeError("--profile is laid over a recipe, and --resume without one goes on with the run's own")
     return Recipe.parse(kept.manifest.recipe, str(resume / "manifest.json")), kept

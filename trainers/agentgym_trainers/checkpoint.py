@@ -131,14 +131,36 @@ class Checkpoints:
             recipe: plain data; only a run under the same recipe may continue from here.
             score: what the metric by which the best is kept was at this step, the higher the better.
         """
+        aside = self._aside(step)
+        export(model, tokenizer, aside / "model")
+        torch.save({**state, "generators": _generators()}, aside / "state.pt")
+        return self._place(aside, step, recipe, score)
+
+    def adopt(self, step: int, model: Path, recipe: Mapping[str, Any], *, score: float | None = None) -> Checkpoint:
+        """Make a checkpoint, from which no run goes on, of a Hugging Face folder that another trainer wrote.
+
+        Args:
+            step: names the checkpoint.
+            model: the folder; it is moved.
+            recipe: plain data.
+            score: as in `write`.
+        """
+        aside = self._aside(step)
+        shutil.move(model, aside / "model")
+        return self._place(aside, step, recipe, score)
+
+    def _aside(self, step: int) -> Path:
+        """Return a new folder in which a checkpoint is written, and remove what a kill left."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (f"{_ASIDE}*", f"{_REMOVED}*"):  # what a kill left
+        for pattern in (f"{_ASIDE}*", f"{_REMOVED}*"):
             for stale in self._folder.glob(pattern):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         aside = self._folder / f"{_ASIDE}{step}-{os.getpid()}"
         aside.mkdir()
-        export(model, tokenizer, aside / "model")
-        torch.save({**state, "generators": _generators()}, aside / "state.pt")
+        return aside
+
+    def _place(self, aside: Path, step: int, recipe: Mapping[str, Any], score: float | None) -> Checkpoint:
+        """Give a written checkpoint its name, and remove the oldest others."""
         manifest = {"step": step, "score": score, "recipe": recipe}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush(aside)

@@ -1,0 +1,132 @@
+"""Follows OpenRLHF from its files: metrics, rules that end a run, and checkpoints of ours made of what it saves."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from agentgym.recipe import Prepared
+from agentgym.run import STOPPED, RunDirectory
+from agentgym_trainers.bridges.openrlhf.argv import Files
+from agentgym_trainers.bridges.openrlhf.events import Events, Metrics, Told
+from agentgym_trainers.bridges.openrlhf.options import Settings
+from agentgym_trainers.bridges.openrlhf.submit import TrainingFailedError
+from agentgym_trainers.checkpoint import CheckpointError, Checkpoints
+from agentgym_trainers.native import Progress
+from agentgym_trainers.optimizer import CollapseError
+from agentgym_trainers.trackers import Trackers
+from agentgym_trainers.watch import Watch
+
+_TAG = "global_step"
+_FINITE = ("train/loss", "train/grad_norm")
+
+
+class Follower:
+    """One start of OpenRLHF. Its steps count from 1; ours go on from the warm start's."""
+
+    def __init__(
+        self, prepared: Prepared, run: RunDirectory, settings: Settings, files: Files, progress: Progress | None
+    ) -> None:
+        """Say what is trained, where it writes, and whom to tell."""
+        self._prepared = prepared
+        self._run = run
+        self._settings = settings
+        self._files = files
+        self._progress = progress or (lambda *_: None)
+        self._watch = Watch(settings.watch)
+        self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
+        self._scores: dict[int, float] = {}
+        self._seen = 0
+
+    def steps_saved(self) -> int:
+        """Return the step of OpenRLHF's newest checkpoint that can be gone on from; 0 before the first."""
+        latest = self._files.checkpoints / "_actor" / "latest"
+        if not latest.is_file():
+            return 0
+        tag = latest.read_text(encoding="utf-8").strip()
+        number = tag.rpartition(_TAG)[2]
+        if not number.isdigit():
+            raise CheckpointError(f"wanted a tag such as {_TAG}20 in {latest}, found {tag!r}; train into a new folder")
+        return int(number)
+
+    @contextmanager
+    def begin(self, done: int) -> Iterator[None]:
+        """Forget what is later than the steps done, and open the run's trackers."""
+        first = self._settings.sft.steps + done + 1
+        self._run.rewind(first)
+        (self._run.path / STOPPED).unlink(missing_ok=True)
+        shutil.rmtree(self._files.metrics, ignore_errors=True)
+        shutil.rmtree(self._files.final, ignore_errors=True)
+        self._events = Events(self._files.metrics / "run")
+        self._trackers = Trackers.open(self._run, self._prepared.recipe.trackers, first)
+        with closing(self._trackers):
+            yield
+
+    def look(self, *, ended: bool = False) -> None:
+        """Log what is new, keep the checkpoints that are whole, and end a run that a rule ends.
+
+        Raises:
+            CollapseError: a rule was broken, or a loss is no number.
+        """
+        for told in self._events.read(all_written=ended):
+            self._log(told)
+        self._adopt(ended=ended)
+
+    def finish(self) -> None:
+        """Keep the model of the last step.
+
+        Raises:
+            TrainingFailedError: there are fewer steps than asked for.
+        """
+        steps = self._settings.policy.steps
+        if self._seen < steps:
+            raise TrainingFailedError(
+                f"OpenRLHF ended well after step {self._seen} of {steps}; its log is {self._files.folder / 'log.txt'}"
+            )
+        self._keep(steps, self._files.final)
+
+    def _log(self, told: Told) -> None:
+        training = "rollout/reward" in told.metrics
+        metrics = dict(told.metrics)
+        if training:
+            self._seen = told.step
+            if {"rollout/outcome", "rollout/step_reward"} <= metrics.keys():
+                metrics |= self._watch.trends(metrics)
+        elif (best := self._settings.checkpoint.best) is not None:
+            self._scores[told.step] = metrics.get(best, math.nan)
+        self._trackers.log(self._settings.sft.steps + told.step, metrics)
+        self._progress("policy" if training else "eval", told.step, self._settings.policy.steps, metrics)
+        reason = self._reason(metrics)
+        if reason is not None:
+            raise self._stopped(told.step, reason)
+
+    def _reason(self, metrics: Metrics) -> str | None:
+        bad = next((name for name in _FINITE if not math.isfinite(metrics.get(name, 0.0))), None)
+        if bad is not None:
+            return f"{bad} is {metrics[bad]}"
+        return self._watch.reason_to_stop(metrics)
+
+    def _stopped(self, step: int, why: str) -> CollapseError:
+        reason = f"stopped after step {self._settings.sft.steps + step}: {why}"
+        self._run.write_json(STOPPED, {"step": self._settings.sft.steps + step, "reason": reason})
+        return CollapseError(reason)
+
+    def _adopt(self, *, ended: bool) -> None:
+        """Make checkpoints of the folders that are whole: the tokenizer is written last."""
+        for folder in sorted(self._files.checkpoints.glob(f"*{_TAG}*_hf"), key=_step_of):
+            whole = (folder / "tokenizer_config.json").is_file() and (folder / "config.json").is_file()
+            if whole and (ended or _step_of(folder) < self._seen):
+                self._keep(_step_of(folder), folder)
+
+    def _keep(self, step: int, folder: Path) -> None:
+        score = self._scores.get(step)
+        score = None if score is None or math.isnan(score) else score
+        recipe = self._prepared.recipe.model_dump(mode="json")
+        self._checkpoints.adopt(self._settings.sft.steps + step, folder, recipe, score=score)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition(_TAG)[2].removesuffix("_hf"))
