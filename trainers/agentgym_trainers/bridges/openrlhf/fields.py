@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -125,6 +126,6 @@ def table() -> str:
 
 def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """Return the record that a field holds, if it holds one, and whether it may be None."""
-    options = get_args(annotation) or (annotation,)
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     found = [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
     return (found[0], type(None) in options) if len(found) == 1 else (None, False)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from agentgym.errors import RecipeError
 from agentgym.recipe import Prepared, Recipe
+from agentgym_trainers.bridges.openrlhf.events import reported
 from agentgym_trainers.bridges.openrlhf.expressible import refuse as refuse_rollouts
 from agentgym_trainers.bridges.openrlhf.options import Settings
 
@@ -21,7 +22,13 @@ def refuse(recipe: Recipe, settings: Settings) -> None:
     Raises:
         RecipeError: naming the field, the reason and what would work.
     """
-    for reason in (*_advantage(settings), *_loss(settings), *_critic(settings), *_rest(recipe, settings)):
+    for reason in (
+        *_advantage(settings),
+        *_loss(settings),
+        *_critic(settings),
+        *_machines(settings),
+        *_figures(recipe, settings),
+    ):
         raise RecipeError(f"{_CANNOT}: {reason}")
 
 
@@ -111,7 +118,7 @@ def _critic(settings: Settings) -> Iterator[str]:
         )
 
 
-def _rest(recipe: Recipe, settings: Settings) -> Iterator[str]:
+def _machines(settings: Settings) -> Iterator[str]:
     options, schedule, compute = settings.openrlhf, settings.schedule, settings.compute
     if settings.lora is not None:
         yield "trainer.lora: it trains adapters but does not hand them to vLLM; leave the section out"
@@ -128,8 +135,14 @@ def _rest(recipe: Recipe, settings: Settings) -> Iterator[str]:
     for name, wanted in (("dynamic_batch", bool(options.dynamic_batch)), ("ring", options.ring > 1)):
         if wanted and compute.packing == "none":
             yield f"trainer.openrlhf.{name} needs packed rows; set trainer.compute.packing to rows"
+
+
+def _figures(recipe: Recipe, settings: Settings) -> Iterator[str]:
     if recipe.evaluation.sampling.top_p != 1:
         yield "evaluation.sampling.top_p: it evaluates with training's, which is 1"
+    for rule in settings.watch.stop:
+        if not reported(rule.metric):
+            yield f"trainer.watch.stop: it does not report {rule.metric}; take the rule out"
     best = settings.checkpoint.best
     known = ("eval/pass@1", f"eval/pass@{recipe.evaluation.attempts}")
     if best is not None and best not in known:

@@ -126,6 +126,7 @@ def _logs(one: Trajectory | None, price: Price) -> dict[str, float]:
         "turns": float(len(one.turns)) if one is not None else 0.0,
         "sampled_tokens": float(one.tokens.sampled_count) if one is not None and one.tokens is not None else 0.0,
         "hinted": float(one is not None and one.hint is not None),
+        "infrastructure": float(one is None or one.end == "infrastructure"),
     }
 
 
