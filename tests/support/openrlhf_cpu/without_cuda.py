@@ -21,11 +21,12 @@ def cuda_is_the_cpu(_: ModuleType) -> None:
     """Let the queries that OpenRLHF makes succeed."""
     import torch
 
-    torch.cuda.current_device = lambda: Cpu("cpu")  # type: ignore[assignment]
-    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = lambda *_: None
-    torch.cuda.empty_cache = lambda: None
-    torch.cuda.set_device = lambda *_: None
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: Cpu("cpu")
+    cuda.current_stream = lambda *_: None
+    cuda.synchronize = lambda *_: None
+    cuda.empty_cache = lambda: None
+    cuda.set_device = lambda *_: None
 
 
 def weights_by_tcp(module: ModuleType) -> None:
