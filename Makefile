@@ -121,7 +121,8 @@ test-vllm: $(VENV)-vllm/ready
 
 test-openrlhf: $(VENV)-vllm/openrlhf bubblewrap
 	$(VENV)-vllm/bin/pytest tests/trainers/test_openrlhf_launch.py::TestItsOwnParser \
-	  $(wildcard tests/interop/test_openrlhf_formulas.py) tests/interop/test_openrlhf_training.py
+	  tests/interop/test_openrlhf_contract.py tests/interop/test_openrlhf_formulas.py tests/interop/test_openrlhf_vllm.py \
+	  tests/interop/test_openrlhf_training.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -393,6 +393,17 @@ class TestItsOwnParser:
         with pytest.raises(RecipeError, match=r"requires n_samples_per_prompt > 1"):
             check([*words(recipe()), "--rollout.n_samples_per_prompt", "1"])
 
+    def test_ray_takes_the_job_that_a_cluster_is_given(self, tmp_path: Path) -> None:
+        from ray.dashboard.modules.job.cli import stop, submit
+
+        job = Job(words(recipe()), "http://head:8265", "run-0", tmp_path / "log.txt")
+        begin = job.command.index("submit")
+        given = submit.make_context("submit", job.command[begin + 1 :]).params
+        assert (given["address"], given["submission_id"]) == ("http://head:8265", "run-0")
+        assert given["entrypoint"] == ("python3", "-m", "openrlhf.cli.train_ppo_ray", *words(recipe()))
+        ended = stop.make_context("stop", job.stop[job.stop.index("stop") + 1 :]).params
+        assert (ended["address"], ended["job_id"]) == ("http://head:8265", "run-0")
+
     def test_no_option_is_one_that_it_has_by_default(self) -> None:
         """An abbreviation or a default that changes under us would show here."""
         from agentgym_trainers.bridges.openrlhf.parser import check

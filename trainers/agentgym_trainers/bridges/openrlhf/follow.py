@@ -63,7 +63,12 @@ class Follower:
         self._events = Events(self._files.metrics / "run")
         self._trackers = Trackers.open(self._run, self._prepared.recipe.trackers, first)
         with closing(self._trackers):
-            yield
+            try:
+                yield
+            finally:  # also of a training that was interrupted, or failed
+                for told in self._events.read(all_written=True):
+                    self._log(told)
+                self._adopt(ended=True)
 
     def look(self, *, ended: bool = False) -> None:
         """Log what is new, keep the checkpoints that are whole, and end a run that a rule ends.
@@ -72,7 +77,9 @@ class Follower:
             CollapseError: a rule was broken, or a loss is no number.
         """
         for told in self._events.read(all_written=ended):
-            self._log(told)
+            reason = self._reason(self._log(told))
+            if reason is not None:
+                raise self._stopped(told.step, reason)
         self._adopt(ended=ended)
 
     def finish(self) -> None:
@@ -88,7 +95,7 @@ class Follower:
             )
         self._keep(steps, self._files.final)
 
-    def _log(self, told: Told) -> None:
+    def _log(self, told: Told) -> Metrics:
         training = "rollout/reward" in told.metrics
         metrics = dict(told.metrics)
         if training:
@@ -99,9 +106,7 @@ class Follower:
             self._scores[told.step] = metrics.get(best, math.nan)
         self._trackers.log(self._settings.sft.steps + told.step, metrics)
         self._progress("policy" if training else "eval", told.step, self._settings.policy.steps, metrics)
-        reason = self._reason(metrics)
-        if reason is not None:
-            raise self._stopped(told.step, reason)
+        return metrics
 
     def _reason(self, metrics: Metrics) -> str | None:
         bad = next((name for name in _FINITE if not math.isfinite(metrics.get(name, 0.0))), None)
@@ -116,8 +121,12 @@ class Follower:
 
     def _adopt(self, *, ended: bool) -> None:
         """Make checkpoints of the folders that are whole: the tokenizer is written last."""
+        wanted = {one.name for one in Path(self._files.model).glob("tokenizer*")} | {
+            "config.json",
+            "tokenizer_config.json",
+        }
         for folder in sorted(self._files.checkpoints.glob(f"*{_TAG}*_hf"), key=_step_of):
-            whole = (folder / "tokenizer_config.json").is_file() and (folder / "config.json").is_file()
+            whole = wanted <= {one.name for one in folder.iterdir()}
             if whole and (ended or _step_of(folder) < self._seen):
                 self._keep(_step_of(folder), folder)
 

@@ -55,6 +55,11 @@ class Job:
             *script,
         ]
 
+    @property
+    def stop(self) -> list[str]:
+        """The command line that ends a cluster's job."""
+        return [*_RAY, "job", "stop", "--address", str(self.address), self.name]
+
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start it, and end it with the block."""
@@ -83,8 +88,9 @@ class Job:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         if self.address is not None:
-            stop = [*_RAY, "job", "stop", "--address", self.address, self.name]
-            subprocess.run(stop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_GRACE_S, check=False)
+            subprocess.run(
+                self.stop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_GRACE_S, check=False
+            )
         os.killpg(process.pid, signal.SIGINT)
         try:
             process.wait(_GRACE_S)
