@@ -15,6 +15,7 @@ from agentgym.rewards.gated import GatedRewards, OutcomeOnly, UngatedSum
 from agentgym.rewards.noisy import BackwardCorrection, ForwardCorrection
 from agentgym.rewards.process import ClipDelta, MinForm, ReNorm
 from agentgym.rewards.siblings import LengthPenalty, ProcessFilter, ToolContrast
+from agentgym.rewards.subgoals import SubGoals
 
 __all__ = [
     "AttemptScheme",
@@ -34,6 +35,7 @@ __all__ = [
     "Rewards",
     "RubricGated",
     "Scheme",
+    "SubGoals",
     "ToolContrast",
     "UngatedSum",
     "WeightedPartial",

@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip_delta": {"ladder": LADDER, "score": "judged", "clip": 0.5, "delta": True, "weight": 0.1},
     "fapo": {"ladder": LADDER, "flaw": "style", "penalty": 0.5},
     "forward": {**RATES, "rescale": True},
+    "ftrl": {"solved": "judged", "unsolved": "judged", "empty": -0.5, "malformed": -0.3},
     "g_ra": {"ladder": LADDER, "threshold": 1.0, "step_weights": {"valid_calls": 0.1}},
     "gcpo": {"ladder": LADDER, "signal": "judged", "bonus": 0.25, "margin": 0.0},
     "grpo_lambda": {"ladder": LADDER, "penalty": 0.5, "pass_rate": 0.25, "unit": "turns"},

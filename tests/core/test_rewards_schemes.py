@@ -22,6 +22,7 @@ from agentgym.rewards import (
     ReNorm,
     RewardScheme,
     RubricGated,
+    SubGoals,
     ToolContrast,
     WeightedPartial,
     check_levels,
@@ -46,6 +47,7 @@ CONTRAST = ToolContrast(ladder=LADDER, signal="process", bonus=0.9, margin=0.1)
 WEIGHTED = WeightedPartial(
     correct=1.0, weights={"rubric": 0.5, "flaw": 0.4}, without_components={"no_submission": -0.5}
 )
+FTRL = SubGoals(solved="process", unsolved="process", empty=-0.5, malformed=-0.3)
 EVERY: dict[str, RewardScheme] = {
     "pure": MIN,
     "clip": CLIP,
@@ -57,6 +59,7 @@ EVERY: dict[str, RewardScheme] = {
     "grpo_lambda": LENGTH,
     "gcpo": CONTRAST,
     "weighted": WEIGHTED,
+    "ftrl": FTRL,
 }
 every_scheme = pytest.mark.parametrize("scheme", EVERY.values(), ids=EVERY.keys())
 
@@ -136,7 +139,7 @@ def test_every_right_answer_outranks_every_wrong_one(scheme: RewardScheme, drawn
         assert min(right) > max(wrong)
 
 
-@pytest.mark.parametrize("scheme", [MIN, BOTH, RENORM, FAPO, WEIGHTED], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("scheme", [MIN, BOTH, RENORM, FAPO, WEIGHTED, FTRL], ids=lambda one: type(one).__name__)
 @given(drawn=st.lists(drawn_attempt, min_size=1, max_size=5))
 def test_schemes_of_single_attempts_price_each_as_if_it_were_alone(scheme: RewardScheme, drawn: list[Any]) -> None:
     attempts = [attempt(*one) for one in drawn]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentgym.errors import AgentgymError, InfrastructureError
+from agentgym.rewards import SubGoals
 from agentgym.task import Task
 from agentgym.testing import check_environment
 from agentgym_envs.tools.builder import built_world, generate, scenarios
@@ -234,3 +235,37 @@ def test_bad_options_are_refused_in_one_sentence() -> None:
         generate(0, 7)
     with pytest.raises(AgentgymError, match="did you mean 'tau_bench'"):
         ToolsEnv(family="taubench")
+
+
+def test_spamming_calls_lowers_what_ftrl_pays_and_undoing_pays_nothing_again() -> None:
+    scheme = SubGoals(solved="solved", unsolved="unsolved", empty=-0.5, malformed=-0.3)
+    task = next(one for one in (generate(seed, 1) for seed in range(50)) if _changes_something(one))
+
+    def paid(lines: list[str]) -> float:
+        env = ToolsEnv(scheme=scheme)
+        env.reset(seed=0, options={"task": task})
+        return sum(env.step(line)[1] for line in lines)
+
+    lines = list(ToolsEnv().oracle(task))
+    honest = paid(lines)
+    goals = len(task.hidden.data["parts"]["records"]["gold"]["records"])  # type: ignore[index,call-overload,arg-type]
+    told: Any = task.hidden.data["communicate"]
+    assert honest == pytest.approx(1.0 + goals + 2 * len(told))
+    looks = next(line for line in lines if "show_" in line)
+    costs = [paid(["\n".join([line, *[looks] * times]) if "tool_call" in line else line for line in lines])
+             for times in (0, 1, 5)]  # fmt: skip
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] == honest > costs[1] > costs[2] > 1.0
+    assert paid([lines[0], "<tool_call>{</tool_call>", *lines[1:]]) == pytest.approx(honest - 0.3)
+    assert paid(["Done."]) == pytest.approx(1 / (1 + goals + len(told)))
+    assert paid([""]) == pytest.approx(1 / (1 + goals + len(told)) - 0.5)
+    change = next(line for line in lines if "change_" in line)
+    kind, wanted = built_world(task).scenario.record, json.loads(change.split("\n")[1])["arguments"]
+    old = built_world(task).tables.get("records", wanted[f"{kind}_id"])
+    assert old is not None
+    undo = call(f"change_{kind}", **{**wanted, "value": old[wanted["attribute"]]})
+    assert paid([*lines[:-1], undo, change, lines[-1]]) == honest
+
+
+def _changes_something(task: Task) -> bool:
+    return '"change_' in json.dumps(task.hidden.reference)

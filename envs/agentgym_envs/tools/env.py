@@ -14,6 +14,7 @@ from agentgym.tools import Tool
 from agentgym.types import Message, Submission, Verdict
 from agentgym_envs.tools.airline_tasks import airline_tasks
 from agentgym_envs.tools.builder import built_tasks, built_world
+from agentgym_envs.tools.progress import Progress
 from agentgym_envs.tools.sealing import opened
 from agentgym_envs.tools.tau_bench import TauTasks
 from agentgym_envs.tools.users import User, UserScript, user_maker
@@ -32,7 +33,9 @@ class ToolsEnv(AgentEnv):
     grader = "state"
     conversational = True
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "empty", "malformed", "unchanged", "failed", "passed")
-    signals: ClassVar[tuple[str, ...]] = ("writes", "tool_errors", "goals_met", "goals_spoiled", "mood")
+    signals: ClassVar[tuple[str, ...]] = (
+        "writes", "tool_errors", "goals_met", "goals_spoiled", "mood", "solved", "unsolved"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class ToolsEnv(AgentEnv):
         )
         self.world: World
         self.user: User
+        self._progress: Progress
         self._said: list[str] = []
 
     def tools_for(self, task: Task) -> dict[str, Tool]:
@@ -90,6 +94,7 @@ class ToolsEnv(AgentEnv):
         self.world = self._world_of(self._full_task)
         script = UserScript.model_validate(self.task.data["user"])
         self.user = self._make_user(script, self.task.prompt, self.np_random_seed or 0)
+        self._progress = Progress(opened(self._full_task))
         self._said = []
         return found
 
@@ -117,6 +122,11 @@ class ToolsEnv(AgentEnv):
         if reply.mood is not None:
             self.emit("mood", reply.mood)
         return self._hand_in() if reply.text is None else reply.text
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Count what was told among the sub-goals, and what is left of them."""
+        self._add_solved(self._progress.told(verdict))
+        self.emit("unsolved", float(self._progress.left(self.world.tables.changes(), verdict)))
 
     def check_task(self, task: Task) -> None:
         """Refuse a task that its grader cannot judge."""
@@ -159,19 +169,18 @@ class ToolsEnv(AgentEnv):
         return Submit("\n".join(self._said), records=self.world.tables.changes())
 
     def _measure(self) -> None:
-        """Emit which share of the records to change is as wanted, and how many others were changed."""
-        parts: Any = opened(self._full_task).hidden.data["parts"]
-        gold = _records(parts["records"]["gold"])
-        found = _records(self.world.tables.changes())
-        self.emit("goals_met", sum(found.get(key) == one for key, one in gold.items()) / max(1, len(gold)))
-        self.emit("goals_spoiled", float(sum(key not in gold for key in found)))
+        """Emit how far the records are, and how many sub-goals this turn has solved so far."""
+        changes = self.world.tables.changes()
+        self.emit("goals_met", self._progress.met(changes))
+        self.emit("goals_spoiled", float(self._progress.spoiled(changes)))
+        self._add_solved(self._progress.solve(changes))
+
+    def _add_solved(self, count: int) -> None:
+        before = sum(one.value for one in self._signals if one.name == "solved")
+        self.emit("solved", before + count)
 
     def _world_of(self, task: Task) -> World:
         return built_world(task) if self._source is None else self._source.world()
-
-
-def _records(changes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
-    return {(table, key): one for table, records in changes.items() for key, one in records.items()}
 
 
 def _told_unasked(task: Task, submission: Submission) -> int:
