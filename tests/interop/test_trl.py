@@ -103,8 +103,9 @@ def test_trl_trains_on_what_the_bridge_returned(facts: Facts) -> None:
         assert kept(theirs["tool_mask"], theirs["completion_mask"]) == row["env_mask"]
 
 
-def test_logprobs_are_those_of_a_fresh_forward_pass(facts: Facts) -> None:
-    for row in rows(facts["rollouts"]):
+@pytest.mark.parametrize("run", ["rollouts", "lora"])
+def test_logprobs_are_those_of_a_fresh_forward_pass(facts: Facts, run: str) -> None:
+    for row in rows(facts[run]):
         for said, fresh, sampled in zip(row["logprobs"], row["fresh"], row["env_mask"], strict=True):
             assert said == pytest.approx(fresh, abs=1e-4) if sampled else said == 0.0
 
@@ -134,6 +135,25 @@ def test_an_unscored_attempt_is_in_no_mean_and_in_no_loss(facts: Facts) -> None:
     assert mixed
 
 
+def test_adapters_alone_are_trained_where_there_are_some(facts: Facts) -> None:
+    assert facts["lora"]["changed"]
+    assert all(".lora_" in name for name in facts["lora"]["changed"])
+
+
+@pytest.mark.usefixtures("facts")  # which writes the model
+def test_processes_play_groups_of_their_own_and_end_with_one_model(lab: Lab) -> None:
+    worker = str(ROOT / "tests" / "support" / "trl_runs.py")
+    lab.run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker, str(lab.folder))
+    first, second = (json.loads((lab.folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["changed"]
+    assert first["sum"] == second["sum"]
+    for one, other in zip(first["made"], second["made"], strict=True):
+        assert (len(set(one["tasks"])), len(one["tasks"])) == (1, GROUP)
+        assert set(one["tasks"]) != set(other["tasks"])
+    for run in (first, second):
+        assert all(row["reward"] == row["episode"]["value"] for row in rows(run))
+
+
 def test_what_cannot_be_trained_on_is_refused_in_a_sentence(facts: Facts) -> None:
     said = facts["refused"]
     assert re.fullmatch(
@@ -142,6 +162,8 @@ def test_what_cannot_be_trained_on_is_refused_in_a_sentence(facts: Facts) -> Non
     assert "train on TrlBridge.dataset()" in said["no task"]
     assert "leave out GRPOConfig's top_k, found 5" in said["top_k"]
     assert "leave out GRPOConfig's chat_template_kwargs" in said["template"]
+    assert "ForwardCorrection corrects rewards, and TRL's advantage, which subtracts a group's mean" in said["shift"]
+    assert said["scale"].endswith("say scale_rewards='none' in GRPOConfig")
 
 
 def test_environments_train_the_model(facts: Facts) -> None:

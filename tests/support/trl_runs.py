@@ -1,12 +1,14 @@
 """TRL's GRPOTrainer on our calculator, in an environment that has TRL; one JSON object on standard output.
 
-Run as `python trl_runs.py FOLDER`: a tiny model is made and warmed up there, and trained on in every way.
+Run as `python trl_runs.py FOLDER`: a tiny model is made and warmed up there, and trained on in every way. With torchrun
+every process trains that model, and writes a file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import get_json_schema
 from trl import GRPOConfig, GRPOTrainer
@@ -81,11 +84,12 @@ class Watched(GRPOTrainer):  # type: ignore[misc]
         return found
 
 
-def bridge_of(env_id: str = ENVIRONMENT, **named: Any) -> TrlBridge:
+def bridge_of(env_id: str = ENVIRONMENT, on_groups: Any = None, **sections: Any) -> TrlBridge:
     """Return the bridge of a recipe."""
     limits = {"max_tokens_per_turn": 48, "max_tokens": 160}
-    recipe = Recipe.parse({"name": "trl", "environment": {"id": env_id, "options": {"max_turns": 6}}, "limits": limits})
-    return TrlBridge(recipe.prepare(), **named)
+    environment = {"id": env_id, "options": {"max_turns": 6}}
+    recipe = Recipe.parse({"name": "trl", "environment": environment, "limits": limits, **sections})
+    return TrlBridge(recipe.prepare(), on_groups=on_groups)
 
 
 def config(folder: Path, **named: Any) -> GRPOConfig:
@@ -130,7 +134,7 @@ def warm_start(folder: Path, bridge: TrlBridge) -> dict[str, Any]:
     return {"losses": [losses[0], losses[-1]], "ours": ours, "theirs": theirs}
 
 
-def with_rollouts(folder: Path, env_id: str = ENVIRONMENT, **named: Any) -> dict[str, Any]:
+def with_rollouts(folder: Path, env_id: str = ENVIRONMENT, lora: Any = None, **named: Any) -> dict[str, Any]:
     """Train with `rollout_func`; tell what was sampled, what it was worth, and what TRL made of it."""
     groups: list[Group] = []
     bridge = bridge_of(env_id, on_groups=groups.extend)
@@ -145,6 +149,7 @@ def with_rollouts(folder: Path, env_id: str = ENVIRONMENT, **named: Any) -> dict
         model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
         args=config(folder, **named), rollout_func=rollout, reward_funcs=bridge.reward, train_dataset=bridge.dataset(),
+        peft_config=lora,
     )  # fmt: skip
     before = {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
     trainer.train()
@@ -153,6 +158,7 @@ def with_rollouts(folder: Path, env_id: str = ENVIRONMENT, **named: Any) -> dict
         "calls": calls,
         "made": trainer.made,
         "changed": changed(trainer.model, before),
+        "sum": sum(float(one.detach().double().sum()) for one in trainer.model.parameters()),
         "steps": trainer.state.global_step,
         "log": [{key: value for key, value in one.items() if value == value} for one in trainer.state.log_history],
         "played": [
@@ -202,14 +208,19 @@ def refusals(folder: Path) -> dict[str, str]:
     bridge = bridge_of()
     held_out = [{"prompt": [{"role": "user", "content": "", "task": bridge.prepared.held_out[0].id}]}] * 4
     plain = [{"prompt": [{"role": "user", "content": "38+47"}]}] * 4
-    tries: Mapping[str, tuple[dict[str, Any], Any]] = {
-        "held out": ({}, Dataset.from_list(held_out)),
-        "no task": ({}, Dataset.from_list(plain)),
-        "top_k": ({"top_k": 5}, bridge.dataset()),
-        "template": ({"chat_template_kwargs": {"enable_thinking": False}}, bridge.dataset()),
+    rates = {"by": "grader", "rates": {"grade": {"rho0": 0.25, "rho1": 0.25}}, "learn_after": None}
+    forward = bridge_of(reward={"name": "forward", "options": {**rates, "rescale": False}})
+    backward = bridge_of(reward={"name": "backward", "options": rates})
+    tries: Mapping[str, tuple[TrlBridge, dict[str, Any], Any]] = {
+        "held out": (bridge, {}, Dataset.from_list(held_out)),
+        "no task": (bridge, {}, Dataset.from_list(plain)),
+        "top_k": (bridge, {"top_k": 5}, bridge.dataset()),
+        "template": (bridge, {"chat_template_kwargs": {"enable_thinking": False}}, bridge.dataset()),
+        "shift": (forward, {"scale_rewards": "none"}, bridge.dataset()),
+        "scale": (backward, {}, bridge.dataset()),
     }
     said = {}
-    for name, (settings, dataset) in tries.items():
+    for name, (bridge, settings, dataset) in tries.items():
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
             processing_class=AutoTokenizer.from_pretrained(folder / "model"), args=config(folder, **settings),
@@ -241,15 +252,19 @@ def changed(model: Any, before: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name, one in model.named_parameters() if not torch.equal(one, before[name])]
 
 
+def in_ranks(folder: Path) -> None:
+    """Train with rollouts in each process of torchrun, and write what this one saw."""
+    found = with_rollouts(folder, per_device_train_batch_size=GROUP, max_steps=2)
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
 def main(folder: Path) -> dict[str, Any]:
     """Run everything."""
-    torch.set_num_threads(1)
-    registry.register(ENVIRONMENT, HermesCalculator)
-    registry.register("tests/Moody-v0", Moody)
     return {
         "warm": warm_start(folder, bridge_of()),
         "rollouts": with_rollouts(folder),
         "moody": with_rollouts(folder, "tests/Moody-v0", max_steps=2),
+        "lora": with_rollouts(folder, lora=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), max_steps=2),
         "environments": with_environments(folder),
         "moody environments": with_environments(folder, "tests/Moody-v0", max_steps=2),
         "stopping": with_environments(folder, max_steps=1, max_completion_length=8),
@@ -259,4 +274,10 @@ def main(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     out, sys.stdout = sys.stdout, sys.stderr
-    out.write(json.dumps(main(Path(sys.argv[1]))) + "\n")
+    torch.set_num_threads(1)
+    registry.register(ENVIRONMENT, HermesCalculator)
+    registry.register("tests/Moody-v0", Moody)
+    if "RANK" in os.environ:
+        in_ranks(Path(sys.argv[1]))
+    else:
+        out.write(json.dumps(main(Path(sys.argv[1]))) + "\n")

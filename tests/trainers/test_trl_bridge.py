@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from agentgym_trainers.bridges.trl.rows import row_of
 from agentgym_trainers.bridges.trl.signatures import method_of
 from agentgym_trainers.bridges.trl.tasks import Tasks
 
+NOISE = {"by": "grader", "rates": {"grade": {"rho0": 0.3, "rho1": 0.2}}, "passed": "passed", "failed": "failed"}
 TASKS = calculator_tasks(train=3, validation=2, test=2, difficulty=0)
 
 
@@ -62,6 +65,11 @@ def prepared_of(env: type[AgentEnv] | str, **sections: Any) -> Prepared:
         registry.register(name, env)
     options = {"tasks": TASKS} if name.startswith("tests/") else {}
     return Recipe.parse({"name": "trl", "environment": {"id": name, "options": options}, **sections}).prepare()
+
+
+def corrected(name: str, learn_after: int | None) -> dict[str, Any]:
+    rates = {"grade": {"rho0": 0.25, "rho1": 0.25}}
+    return {"name": name, "options": {"by": "grader", "rates": rates, "learn_after": learn_after}}
 
 
 def environment_of(env: type[AgentEnv] | str, **sections: Any) -> Any:
@@ -267,6 +275,8 @@ def test_environments_that_trl_cannot_play_are_refused() -> None:
                "drop": "both"}  # fmt: skip
     with pytest.raises(CapabilityError, match="ProcessFilter compares the attempts"):
         environment_of(CalculatorEnv, reward={"name": "prof", "options": options})
+    with pytest.raises(CapabilityError, match="BackwardCorrection corrects rewards, which TRL's advantages may undo"):
+        environment_of(CalculatorEnv, reward=corrected("backward", None))
     env = environment_of(Changing)
     first, second, *_ = TASKS
     env.reset(task=first.id)
@@ -300,3 +310,37 @@ def test_without_trl_one_sentence_says_how_to_get_it() -> None:
         MissingExtraError, match=r'TRL is not installed; add it with: pip install "agentgym-rlvr\[trl\]"'
     ):
         TrlBridge.of("agentgym/Calculator-v0")
+
+
+@pytest.fixture
+def trl_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Return what makes a release of TRL look installed, as far as its metadata go."""
+
+    def said(release: str) -> None:
+        folder = tmp_path / f"trl-{release}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trl\nVersion: {release}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return said
+
+
+def test_a_release_of_trl_that_counts_unscored_attempts_as_zeros_is_refused(trl_said: Callable[[str], None]) -> None:
+    trl_said("1.9.2")
+    with pytest.raises(CapabilityError, match=r"wanted TRL 1\.16 or newer, found 1\.9\.2"):
+        TrlBridge(prepared_of(CalculatorEnv))
+
+
+def test_what_trl_would_ignore_of_a_recipe_is_refused_or_told(
+    trl_said: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    trl_said("1.16.0")
+    with pytest.raises(CapabilityError, match="gives no hints; leave out `guidance`"):
+        TrlBridge(prepared_of(CalculatorEnv, guidance={"name": "guide"}))
+    appeals = {"grader": None, "accepted": 1.0, "rejected": 1.0}
+    with pytest.raises(CapabilityError, match="BackwardCorrection learns"):
+        TrlBridge(prepared_of(CalculatorEnv, reward=corrected("backward", 5), appeals=appeals, noise=NOISE))
+    TrlBridge(prepared_of(CalculatorEnv, trainer={"name": "native", "policy": {"steps": 5}}))
+    assert "trainer section is not read" in caplog.text
+    rows = TrlBridge(prepared_of(CalculatorEnv)).dataset()
+    assert rows["task"][:] == [task.id for task in TASKS.split("train")]

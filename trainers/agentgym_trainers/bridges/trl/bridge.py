@@ -18,6 +18,7 @@ from agentgym.guidance import NoGuidance, RolloutRequest
 from agentgym.learnable import Learnable
 from agentgym.policy import Sampling
 from agentgym.recipe import Prepared, Recipe
+from agentgym.rewards import RewardScheme
 from agentgym.rollout import Rollouts
 from agentgym.sampling import derive_seed
 from agentgym.types import Group
@@ -70,7 +71,7 @@ class TrlBridge:
         _check_trl()
         if not isinstance(prepared.guidance, NoGuidance):
             raise CapabilityError("TRL has one context per attempt, so the bridge gives no hints; leave out `guidance`")
-        if isinstance(prepared.scheme, Learnable):
+        if isinstance(prepared.scheme, Learnable) and getattr(prepared.scheme, "learn_after", 0) is not None:
             raise CapabilityError(
                 f"{type(prepared.scheme).__name__} learns, and TRL would neither update it nor save it; choose another"
             )
@@ -126,7 +127,7 @@ class TrlBridge:
             HeldOutError: a prompt's task is not for training.
             CapabilityError: GRPOConfig says what the engine cannot do.
         """
-        _check_settings(trainer)
+        _check_settings(trainer, self.prepared.scheme)
         size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
         number, state = next(self._numbers), trainer.state
         place = (state.global_step, number, trainer.accelerator.process_index)
@@ -222,8 +223,8 @@ def _check_trl() -> None:
         )
 
 
-def _check_settings(trainer: Any) -> None:
-    """Refuse what the engine would ignore.
+def _check_settings(trainer: Any, scheme: RewardScheme) -> None:
+    """Refuse what the engine would ignore, and an advantage that would undo the scheme's correction.
 
     Raises:
         CapabilityError: naming the setting, or the model is split over processes.
@@ -237,3 +238,10 @@ def _check_settings(trainer: Any) -> None:
             )
     if trainer.is_fsdp_enabled:
         raise CapabilityError("rollouts need the whole model in each process, which FSDP splits; use DDP or DeepSpeed")
+    cancelled = getattr(scheme, "cancelled_by", None)
+    if cancelled == "shift" or (cancelled == "scale" and trainer.args.scale_rewards == "group"):
+        change = "subtracts a group's mean" if cancelled == "shift" else "divides by a group's deviation"
+        raise CapabilityError(
+            f"{type(scheme).__name__} corrects rewards, and TRL's advantage, which {change}, would undo that; "
+            + ("choose another scheme" if cancelled == "shift" else "say scale_rewards='none' in GRPOConfig")
+        )

@@ -168,6 +168,11 @@ def environment_class(prepared: Prepared, tasks: Tasks) -> type[TrlEnvironment]:
             f"{type(prepared.scheme).__name__} compares the attempts of a group, and TRL's environments are priced one "
             "by one; use rollout_func"
         )
+    if getattr(prepared.scheme, "cancelled_by", None) is not None:
+        raise CapabilityError(
+            f"{type(prepared.scheme).__name__} corrects rewards, which TRL's advantages may undo; use rollout_func, "
+            "which looks at them"
+        )
     schemas = {name: one.schema for name, one in probe.tools_for(tasks.first).items()}
     methods = {name: method_of(schema, TrlEnvironment._call) for name, schema in schemas.items()}
     members = {"_prepared": prepared, "_tasks": tasks, "_schemas": schemas, "_numbers": count(), **methods}
