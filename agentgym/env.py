@@ -44,6 +44,8 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     """Whether it changes with training's `progress`; a trainer that cannot tell it how far it is refuses such a one."""
     sandbox_at: ClassVar[Literal["reset", "first use"]] = "reset"
     """When an episode's sandbox is started: `first use` saves it where the agent hands in without ever needing it."""
+    tools_elsewhere: ClassVar[bool] = False
+    """Whether `tools_for` asks another process; a rollout then waits for it in a thread."""
     grader: ClassVar[str | None] = None
     """A registered grader, for environments that do not override `grade`."""
     levels: ClassVar[tuple[str, ...]] = ("no_submission", "failed", "passed")

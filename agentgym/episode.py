@@ -81,23 +81,16 @@ class RunningEpisode:
         self.on_action = on_action
         self.began = time.monotonic()
         self.sampled = 0
+        self.policy = policy
+        self.session: PolicySession | None = None
+        self.knows_tools = False
+        """Whether the environment told its tools: what fails then, without a session, is the policy."""
         request = attempt.request
-        self.session: PolicySession = policy.session(
-            Episode(
-                session=attempt.session,
-                task_id=request.task.id,
-                seed=attempt.seed,
-                tools=tuple(one.schema for one in self.env.tools.values()),
-                max_tokens_per_turn=self.limits.max_tokens_per_turn,
-                max_tokens=self.limits.max_tokens,
-            )
-        )
         self.trajectory = Trajectory(
             task_id=request.task.id,
             split=request.task.split,
             prompt=(),
             turns=[],
-            tokens=self.session.tokens,
             seed=attempt.seed,
             attempt=attempt.index,
             hint=request.hint,
@@ -109,7 +102,8 @@ class RunningEpisode:
         deadline = asyncio.timeout(self.attempt.request.task.timeout_s or self.limits.episode_timeout_s)
         try:
             async with deadline:
-                await self._play()
+                self.session = await self._session()
+                await self._play(self.session)
         except _TurnTimeout:
             self._out_of_budget("time")
         except TimeoutError:
@@ -119,23 +113,45 @@ class RunningEpisode:
         except BudgetExceeded as spent:
             self._out_of_budget(spent.reason)
         finally:
-            self.session.close()
+            if self.session is not None:
+                self.session.close()
             # Not through the pool: a step that hangs holds its thread until its sandbox is gone.
             await asyncio.shield(asyncio.to_thread(self.env.close))
         self.trajectory.seconds = time.monotonic() - self.began
         return self.trajectory
 
-    async def _play(self) -> None:
+    async def _session(self) -> PolicySession:
+        """Tell the policy of the episode and the task's tools. Nothing is waited for unless the tools are elsewhere."""
+        task = self.attempt.request.task
+        if self.env.tools_elsewhere:
+            tools = await self._in_thread(lambda: self.env.tools_for(task))
+        else:  # a lock-step engine must hear of every episode before the first one samples
+            tools = self.env.tools_for(task)
+        self.knows_tools = True
+        session = self.policy.session(
+            Episode(
+                session=self.attempt.session,
+                task_id=task.id,
+                seed=self.attempt.seed,
+                tools=tuple(one.schema for one in tools.values()),
+                max_tokens_per_turn=self.limits.max_tokens_per_turn,
+                max_tokens=self.limits.max_tokens,
+            )
+        )
+        self.trajectory.tokens = session.tokens
+        return session
+
+    async def _play(self, session: PolicySession) -> None:
         request = self.attempt.request
         options = {"task": request.task, "hint": request.hint}
         messages, _ = await self._in_thread(lambda: self.env.reset(seed=self.attempt.seed, options=options))
         self.trajectory.prompt = messages
         while True:
             began = time.monotonic()
-            action = await self.session.act(messages)
+            action = await session.act(messages)
             if self.on_action:
                 self.on_action(action)
-            if self.session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
+            if session.tokens is None and action.sampled:  # an endpoint's own count; elsewhere the buffer knows
                 self.sampled += action.sampled
                 self.trajectory.extra = {**self.trajectory.extra, "sampled_tokens": self.sampled}
             turn = Turn(action.message, (), (), action.stop_reason, action.weight_version)
@@ -144,7 +160,7 @@ class RunningEpisode:
             turn.observation, turn.signals = messages, info_signals(info)
             turn.seconds = time.monotonic() - began
             if terminated or truncated:
-                self.session.observe(messages)
+                session.observe(messages)
                 self.trajectory.verdict, self.trajectory.end = info["verdict"], info["end"]
                 return
 

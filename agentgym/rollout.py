@@ -175,8 +175,8 @@ class Rollouts:
         except (CapabilityError, RecipeError):  # every episode would fail the same way: refuse instead of running on
             raise
         except Exception as found:
-            if episode is None:  # the environment or the policy could not even be built
-                raise
+            if episode is None or (episode.knows_tools and episode.session is None):
+                raise  # the environment or the policy could not even be built
             logger.exception("an environment raised task=%s", attempt.request.task.id)
             error, end = found, "error"
         if episode is None:

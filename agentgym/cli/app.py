@@ -202,7 +202,9 @@ def evaluate(
     policy: Annotated[
         str,
         typer.Option(
-            "--policy", "-p", help="oracle, noop, spam[:TOOL], random, replay:FILE, checkpoint:PATH, openai:MODEL@URL."
+            "--policy",
+            "-p",
+            help="oracle, noop, hasty, spam[:TOOL], recital, random, replay:FILE, checkpoint:PATH, openai:MODEL@URL.",
         ),
     ] = "oracle",
     split: Annotated[Optional[str], typer.Option(help="Which tasks; by default the recipe's, or test.")] = None,  # noqa: UP045

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from agentgym import scripted
-from agentgym.env import AgentEnv
+from agentgym.env import AgentEnv, tool
 from agentgym.errors import AgentgymError, SandboxError, UnknownNameError, VerifierError
 from agentgym.evaluate import Report, evaluate
 from agentgym.policy import Episode, Policy, ScriptedPolicy
@@ -44,6 +44,9 @@ def test_the_oracle_passes_everything_and_the_interval_says_how_sure_that_is() -
         pytest.param(scripted.noop(), "turns", id="noop"),
         pytest.param(scripted.spam(ToyEnv()), "submitted", id="spam"),
         pytest.param(scripted.spam(ToyEnv(), "reverse"), "turns", id="spam-one-tool"),
+        pytest.param(scripted.hasty(), "submitted", id="hasty"),
+        pytest.param(scripted.recital(), "submitted", id="recital"),
+        pytest.param(scripted.random(), "submitted", id="random"),
     ],
 )
 def test_policies_that_know_nothing_score_zero(policy: Policy, end: str) -> None:
@@ -55,11 +58,39 @@ def test_policies_that_know_nothing_score_zero(policy: Policy, end: str) -> None
 def test_the_random_policy_repeats_with_the_seed() -> None:
     def said(seed: int) -> list[list[str]]:
         kept: list[Trajectory] = []
-        report_of(scripted.random(ToyEnv()), seed=seed, on_done=kept.append)
+        report_of(scripted.random(), seed=seed, on_done=kept.append)
         kept.sort(key=lambda one: one.task_id)
-        return [[turn.action.content for turn in one.turns] for one in kept]
+        return [[turn.action.model_dump_json() for turn in one.turns] for one in kept]
 
     assert said(0) == said(0) != said(1)
+
+
+def test_random_calls_are_well_formed_and_draw_on_what_was_heard() -> None:
+    class Echo(ToyEnv):
+        """Says one word that no prompt holds."""
+
+        @tool
+        def ask(
+            self, many: list[int], flag: bool, size: float, kind: Literal["a", "b"], more: int | None = None
+        ) -> str:
+            """Ask."""
+            return "xylophone"
+
+    kept: list[Trajectory] = []
+    report_of(scripted.random(), Echo, attempts=8, on_done=kept.append)
+    turns = [turn for one in kept for turn in one.turns if turn.action.tool_calls]
+    assert {turn.action.tool_calls[0].name for turn in turns} == {"ask", "reverse", "answer"}
+    assert all(turn.signal("valid_calls") == 1.0 for turn in turns)
+    assert "xylophone" in " ".join(str(turn.action.tool_calls[0].arguments) for turn in turns)
+
+
+def test_a_recital_repeats_what_was_heard_to_every_tool() -> None:
+    kept: list[Trajectory] = []
+    report_of(scripted.recital(), tasks=[toy_task(3)], on_done=kept.append)
+    text, reverse, answer = [turn.action for turn in kept[0].turns]
+    assert toy_task(3).public.prompt in text.content
+    assert [one.tool_calls[0].name for one in (reverse, answer)] == ["reverse", "answer"]
+    assert kept[0].turns[1].observation[0].content in answer.tool_calls[0].arguments["text"]
 
 
 def test_spamming_a_tool_that_is_not_there_is_refused() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
 from agentgym.task import Task
 from agentgym.testing import CountingBackend, ToyEnv, toy_task
 from agentgym.tokens import TokenBuffer
+from agentgym.tools import SchemaTool, Tool
 from agentgym.types import Group, Message, Submission, Trajectory
 
 SOLVE = "```answer\nelbram\n```"
@@ -54,6 +55,43 @@ def test_an_episode_becomes_a_trajectory_with_its_turns_and_verdict() -> None:
     assert found.prompt[0].content == "Reverse the word 'marble'."
     assert (found.end, found.passed, found.split, found.error) == ("submitted", True, "train", None)
     assert found.seconds > 0.0
+
+
+class Furnished(ToyEnv):
+    """Each task has a tool of its own, which another process may have to be asked for."""
+
+    losses = 0
+
+    def tools_for(self, task: Task) -> Mapping[str, Tool]:
+        if type(self).losses:
+            type(self).losses -= 1
+            raise SandboxError("no answer")
+        return {"answer": self.tools["answer"], task.id: SchemaTool(task.id, "Nothing.", {"type": "object"})}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_a_policy_is_told_the_tools_of_its_task(monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
+    monkeypatch.setattr(Furnished, "tools_elsewhere", elsewhere)
+    monkeypatch.setattr(Furnished, "losses", 1)
+    told: list[str] = []
+
+    def script(episode: Episode) -> Sequence[str]:
+        told.extend(one["function"]["name"] for one in episode.tools)
+        return [SOLVE]
+
+    assert one(Furnished, ScriptedPolicy(script)).passed
+    assert told == ["answer", "toy-0"]
+    monkeypatch.setattr(Furnished, "losses", 9)
+    lost = one(Furnished, ScriptedPolicy(script))
+    assert (lost.end, lost.scored) == ("infrastructure", False)
+
+
+def test_a_policy_that_cannot_begin_stops_the_run_with_its_own_error() -> None:
+    def script(_: Episode) -> Sequence[str]:
+        raise KeyError("no script")
+
+    with pytest.raises(KeyError, match="no script"):
+        one(ToyEnv, ScriptedPolicy(script))
 
 
 def test_groups_come_back_in_the_order_of_their_requests_with_numbered_attempts() -> None:

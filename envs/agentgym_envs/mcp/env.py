@@ -20,6 +20,8 @@ class McpEnv(AgentEnv):
     Beside the server's tools there is `submit`, which hands in an answer; a server's tool of that name is hidden by it.
     """
 
+    tools_elsewhere = True
+
     def __init__(
         self,
         tasks: TaskSet | None = None,
