@@ -163,6 +163,18 @@ class TaskSet:
         return cls(name, lambda: (generate(seed + index, difficulty) for index in range(count)))
 
 
+def scripted_messages(task: Task) -> list[str]:
+    """Return the messages of the scripted expert that a task brings along, in `hidden.reference["messages"]`.
+
+    Raises:
+        TaskError: it brings none.
+    """
+    found = task.hidden.reference.get("messages")
+    if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+        raise TaskError(f'task {task.id!r} has no list of an expert\'s messages as hidden.reference["messages"]')
+    return [str(one) for one in found]
+
+
 def read_quarantine(path: str | Path) -> dict[str, str]:
     """Return the reasons of a quarantine file, by the ids of the tasks.
 

@@ -52,6 +52,7 @@ def serve(
         import uvicorn
 
         from agentgym.serving.app import create_app
+        from agentgym.serving.patience import impatient
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
 
@@ -71,6 +72,7 @@ def serve(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_DRAIN_S,
+            http=impatient(sessions.bounds.patience_s),
             ws_max_size=sessions.bounds.message_bytes,
         )
         say(f"serving {name} on {url_of(listener)}")

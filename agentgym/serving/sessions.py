@@ -10,14 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import gymnasium
 from pydantic import Field
 
 from agentgym.env import AgentEnv
 from agentgym.errors import AgentgymError
-from agentgym.serving.wire import Action, Reset, Seen, seen
+from agentgym.serving.wire import Action, Reset, Seen, State, seen
 from agentgym.types import Record
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ class Bounds(Record):
     """A session that nothing was asked of for so long is ended."""
     turn_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """A turn that takes longer ends its session."""
+    patience_s: Annotated[float, Field(gt=0)] = 30.0
+    """For a request to come whole, and for each part of an answer to be taken; then the client is hung up on."""
     message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
     threads: Annotated[int, Field(ge=1)] = 64
     """Turns at once."""
@@ -66,15 +68,15 @@ class Session:
     step_count: int = 0
     done: bool = False
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return what a client may know of its session."""
-        return {
-            "session_id": self.id,
-            "episode_id": self.episode_id,
-            "task_id": self.task_id,
-            "step_count": self.step_count,
-            "done": self.done,
-        }
+        return State(
+            session_id=self.id,
+            episode_id=self.episode_id,
+            task_id=self.task_id,
+            step_count=self.step_count,
+            done=self.done,
+        )
 
 
 class Sessions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -58,6 +58,52 @@ class Seen(Record):
     """`messages`, and `info`; at a reset also `tools`."""
     reward: float | None = None
     done: bool = False
+
+
+class Begun(Seen):
+    """The first observation of a new session, and its id."""
+
+    session_id: str
+
+
+class State(Record):
+    """What a client may know of its session."""
+
+    session_id: str
+    episode_id: str | None = None
+    task_id: str | None = None
+    step_count: Annotated[int, Field(ge=0)] = 0
+    done: bool = False
+
+
+class Health(Record):
+    """The server lives."""
+
+    status: Literal["healthy"] = "healthy"
+
+
+class Metadata(Record):
+    """What is served."""
+
+    name: str
+    description: str
+
+
+class Schemas(Record):
+    """JSON schemas, as OpenEnv's clients ask for them."""
+
+    action: dict[str, JsonValue]
+    observation: dict[str, JsonValue]
+    state: dict[str, JsonValue]
+
+
+class Problem(Record):
+    """Why something was not done."""
+
+    detail: str
+    """One sentence."""
+    error: str
+    """The name of the error."""
 
 
 def seen(messages: tuple[Message, ...], info: dict[str, Any], reward: float | None, ended: tuple[bool, bool]) -> Seen:

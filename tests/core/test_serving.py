@@ -11,21 +11,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import httpx
 import pytest
+from env_server import TOKEN, ask, running
 from websockets.sync.client import connect
 
 from agentgym import registry
-from agentgym.env import AgentEnv, tool
+from agentgym.env import tool
 from agentgym.errors import CapabilityError, InfrastructureError, TaskError
-from agentgym.serving.app import create_app
 from agentgym.serving.client import RemoteEnv
 from agentgym.serving.server import serve
 from agentgym.serving.sessions import Bounds, CrashError, FullError, Sessions
@@ -33,7 +33,6 @@ from agentgym.serving.wire import Action, Reset
 from agentgym.testing import ToyEnv, toy_task
 from agentgym.types import Message, ToolCall
 
-TOKEN = "a-token-of-some-length"
 SECRET = "0b5c7a-a-path-that-nobody-may-see"
 
 
@@ -60,37 +59,10 @@ class Slow(ToyEnv):
         super().close()
 
 
-@contextmanager
-def running(make_env: Callable[[], AgentEnv] = ToyEnv, *, token: str | None = TOKEN, **bounds: Any) -> Iterator[str]:
-    """Run a real server in a thread and yield its URL."""
-    import uvicorn
-
-    sessions = Sessions(make_env, Bounds(**bounds))
-    config = uvicorn.Config(create_app(sessions, token, name="toy"), port=0, log_config=None,
-                            ws_max_size=sessions.bounds.message_bytes)  # fmt: skip
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with running() as found:
         yield found
-
-
-def ask(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, timeout=30)
 
 
 def plain(info: dict[str, Any]) -> dict[str, Any]:

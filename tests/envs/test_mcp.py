@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from agentgym import registry
-from agentgym.errors import CapabilityError, InfrastructureError, TaskError
+from agentgym.errors import CapabilityError, InfrastructureError, TaskError, VerifierError
 from agentgym.sandbox import SandboxSpec
 from agentgym.task import Hidden, Public, Task, TaskSet
 from agentgym.testing import ToyEnv, check_environment, toy_task
@@ -114,6 +114,18 @@ def test_a_servers_tools_are_an_environments_tools(toy_url: str) -> None:
     assert (terminated, info["verdict"].value) == (True, 1.0)
     env.close()
     check_environment(lambda: McpEnv(tasks, url=toy_url))
+
+
+def test_an_empty_answer_scores_nothing_and_is_no_lost_verdict(toy_url: str) -> None:
+    task = next(iter(counting()))
+    env = McpEnv(TaskSet("one", lambda: [task]), url=toy_url)
+    env.reset(seed=0)
+    *_, info = env.step(call("submit", answer="  "))
+    assert (info["verdict"].value, info["verdict"].level) == (0.0, "empty")
+    foreign = task.model_copy(update={"grader": "sql"})
+    with pytest.raises(VerifierError, match=r"reaches refused, broken, slow, which McpEnv does not declare"):
+        env.reset(options={"task": foreign})
+    env.close()
 
 
 @pytest.mark.docker

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from agentgym import registry
 from agentgym.env import AgentEnv, Submit, tool
-from agentgym.errors import InfrastructureError, TaskError
-from agentgym.task import Task, TaskSet
+from agentgym.errors import InfrastructureError, TaskError, VerifierError
+from agentgym.task import Task, TaskSet, scripted_messages
 from agentgym.tools import Tool
 from agentgym_envs.mcp.client import McpSession
 from agentgym_envs.mcp.stdio import sandboxed_server
@@ -21,6 +22,8 @@ class McpEnv(AgentEnv):
     """
 
     tools_elsewhere = True
+    levels = ("no_submission", "empty", "malformed", "failed", "partial", "passed")
+    """Those of graders that judge an answer: `answer`, `judge` and compositions of them."""
 
     def __init__(
         self,
@@ -81,6 +84,25 @@ class McpEnv(AgentEnv):
     def submit(self, answer: str) -> Submit:
         """Hand in the answer; the episode ends."""
         return Submit(answer)
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a task whose grader cannot judge it, or reaches levels that the class does not declare.
+
+        Raises:
+            VerifierError: saying what is wrong; else an agent could void its attempt by what it hands in.
+        """
+        name = task.grader or self.grader
+        reached: Sequence[str] = getattr(registry.lookup("graders", name), "levels", ()) if name else ()
+        if foreign := [level for level in reached if level not in self.levels]:
+            raise VerifierError(
+                f"the grader {name!r} of task {task.id!r} reaches {', '.join(foreign)}, which {type(self).__name__}"
+                " does not declare; take a grader of answers, or name them in `levels` of a subclass"
+            )
+        super().check_task(task)
+
+    def oracle(self, task: Task) -> Sequence[str]:
+        """Say what the task's `hidden.reference["messages"]` holds."""
+        return scripted_messages(task)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Start an episode, and its server where that runs in the sandbox.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 from agentgym.env import AgentEnv, Observation, Submit
 from agentgym.errors import AgentFault, InfrastructureError, MissingExtraError, TaskError, VerifierError
-from agentgym.task import Hidden, Public, Task, TaskSet
+from agentgym.task import Hidden, Public, Task, TaskSet, scripted_messages
 from agentgym.types import Message, Split, Submission, Trust, Verdict
 
 try:
@@ -38,6 +40,7 @@ class OpenEnv(AgentEnv):
         self,
         tasks: TaskSet | None = None,
         *,
+        path: str | None = None,
         url: str,
         field: str | None = None,
         best: float = 1.0,
@@ -51,6 +54,7 @@ class OpenEnv(AgentEnv):
         Args:
             tasks: a task set; `public.data["reset"]` of a task is what the server's reset gets. Without one, a task
                 is a seed.
+            path: JSON Lines of such tasks instead.
             url: of the server, `http://…` or `ws://…`.
             field: the field of an action that a message's text fills.
             best: the sum of rewards that counts as solved.
@@ -61,6 +65,8 @@ class OpenEnv(AgentEnv):
         """
         if best <= 0:
             raise ValueError(f"wanted best above 0, found {best}")
+        if tasks is None and path is not None:
+            tasks = TaskSet.from_jsonl(path)
         super().__init__(tasks or _seeds(count), **options)
         self._url = _socket_url(url)
         self._field, self._best, self._timeout_s = field, best, timeout_s
@@ -101,21 +107,26 @@ class OpenEnv(AgentEnv):
         Raises:
             AgentFault: the server fails at this action, or does not answer it in time.
             InfrastructureError: the connection is gone, or what answers does not speak OpenEnv's protocol.
+            VerifierError: the server pays what is no finite number.
         """
         action: Any = {self._field: text} if self._field else _object(text)
         found = self._ask("step", action)
-        self._reward += float(found.get("reward") or 0.0)
-        self.emit("server_reward", float(found.get("reward") or 0.0))
+        paid = _number(found.get("reward"))
+        if paid is None or not math.isfinite(self._reward + paid):
+            raise VerifierError(f"the OpenEnv server at {self._url} pays {str(found.get('reward'))[:80]!r}, no number")
+        self._reward += paid
+        self.emit("server_reward", paid)
         if found.get("done"):
-            return Submit(_text(found["observation"]), reward=self._reward)
+            return Submit(_text(found["observation"]))
         return _text(found["observation"])
 
-    def grade(self, task: Task, submission: Submission) -> Verdict:
-        """Return what the server's rewards make."""
-        total = float(cast(float, submission.data.get("reward", 0.0)))
-        if total != total or abs(total) == float("inf"):
-            raise VerifierError(f"the server's rewards of {task.id!r} sum to {total}")
-        value = min(1.0, max(0.0, total / self._best))
+    def oracle(self, task: Task) -> Sequence[str]:
+        """Say what the task's `hidden.reference["messages"]` holds; seeds have no such thing."""
+        return scripted_messages(task)
+
+    def grade(self, task: Task, submission: Submission) -> Verdict:  # noqa: ARG002
+        """Return what the server's rewards of this episode make; nothing that is handed in can add to them."""
+        value = min(1.0, max(0.0, self._reward / self._best))
         level = "passed" if value == 1.0 else "failed" if value == 0.0 else "partial"
         return Verdict(value=value, level=level, trust=Trust.SHARED)
 
@@ -160,6 +171,14 @@ class OpenEnv(AgentEnv):
             with suppress(ConnectionClosed, OSError):
                 socket.send(json.dumps({"type": "close"}))
         self._line.close()
+
+
+def _number(reward: object) -> float | None:
+    """Return a reward as a number, nothing as 0.0; None if it is no finite number."""
+    if reward is None:
+        return 0.0
+    known = isinstance(reward, (int, float)) and abs(reward) <= sys.float_info.max
+    return float(cast(float, reward)) if known else None
 
 
 def _object(text: str) -> Any:
