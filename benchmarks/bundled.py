@@ -37,6 +37,15 @@ class Bundled:
     """Where its sandboxes come from, if it has any."""
     place: Callable[[ExitStack], Place] | None = None
     """Starts or writes what it plays on."""
+    only: Callable[[Task], bool] = lambda _: True
+    """Which tasks belong to the family."""
+    guessable: str = ""
+    """Why an agent that knows nothing may be right; empty where it must not be."""
+
+    @property
+    def title(self) -> str:
+        """The family as the table calls it: † where it can be guessed."""
+        return f"{self.family} †" if self.guessable else self.family
 
     @property
     def name(self) -> str:
@@ -52,7 +61,7 @@ class Bundled:
             backend = CountingBackend(registry.create("sandboxes", self.backend, **place.backend))
             stack.callback(backend.close)
             make = partial(registry.make, self.id, sandbox=backend, **self.options, **place.options)
-            yield Furnished(make, backend)
+            yield Furnished(make, backend, self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +70,12 @@ class Furnished:
 
     make_env: Callable[[], AgentEnv]
     backend: CountingBackend
+    only: Callable[[Task], bool]
 
     def draw(self, count: int, seed: int) -> list[Task]:
         """Return up to `count` tasks; the seed decides which."""
         env = self.make_env()
-        tasks = list(env.tasks.take(_DRAWN_FROM))
+        tasks = list(env.tasks.filter(self.only).take(_DRAWN_FROM))
         env.close()
         kept = np.random.default_rng(seed).permutation(len(tasks))[:count]
         return [tasks[index] for index in sorted(kept)]
@@ -75,6 +85,13 @@ _PUZZLES = ("sat", "latin", "sudoku", "path", "countdown", "equations", "transfo
 _NAMED = (
     Bundled("agentgym/Code-v0", "repair", {"family": "repair"}),
     Bundled("agentgym/Code-v0", "functions", {"family": "functions"}),
+    Bundled("agentgym/FunctionCall-v0", "calls", only=lambda task: "irrelevance" not in task.id),
+    Bundled(
+        "agentgym/FunctionCall-v0",
+        "irrelevance",
+        only=lambda task: "irrelevance" in task.id,
+        guessable="whoever always declines is right on every task of this family, a quarter of the generated ones",
+    ),
     Bundled("agentgym/Mcp-v0", "outside", place=bundled_places.mcp_outside),
     Bundled("agentgym/Mcp-v0", "in a sandbox", backend="docker", place=bundled_places.mcp_inside),
     Bundled("agentgym/OpenEnv-v0", place=bundled_places.openenv),
