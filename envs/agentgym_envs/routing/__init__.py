@@ -1,0 +1,1 @@
+"""Asking one of several models at a price: a small example of routing."""
