@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import Capability, SandboxSpec, require
-from agentgym_sandboxes.remote_http import Http, LeaseLostError
+from agentgym_sandboxes.remote_http import Http, HttpLine
 from agentgym_sandboxes.remote_lease import Lease
 from agentgym_sandboxes.remote_sandbox import RemoteSandbox
+from agentgym_sandboxes.remote_wire import LeaseLostError
 
 URL_VARIABLE = "AGENTGYM_SANDBOX_URL"
 TOKEN_VARIABLE = "AGENTGYM_SANDBOX_TOKEN"
@@ -160,7 +161,7 @@ class RemoteBackend:
         offer = self._offered()
         with self._lock:
             if self._lease is None:
-                self._lease = Lease(self._connected(), offer.lease_s, offer.body_bytes)
+                self._lease = Lease(HttpLine(self._connected()), offer.lease_s, offer.body_bytes)
             return self._lease
 
     def _connected(self) -> Http:

@@ -11,7 +11,16 @@ from typing import Any
 import tenacity
 
 from agentgym.errors import MissingExtraError, SandboxError
-from agentgym_sandboxes.remote_wire import PROTOCOL, PROTOCOL_HEADER, raised
+from agentgym_sandboxes.remote_lease import Settled
+from agentgym_sandboxes.remote_wire import (
+    ABANDONED_HEADER,
+    DONE_HEADER,
+    LEASE_HEADER,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    LeaseLostError,
+    raised,
+)
 
 try:
     import httpx
@@ -27,10 +36,7 @@ _ANSWER_S = 35.0
 _BUSY_S = 120.0
 _BUSY = frozenset((408, 502, 503, 504))
 _GONE = 410
-
-
-class LeaseLostError(SandboxError):
-    """The server holds nothing of this client any more."""
+_NOT_YET = 202
 
 
 class _BusyError(SandboxError):
@@ -117,7 +123,7 @@ class Http:
             raise SandboxError(f"the connection to the sandbox server at {self.url} was closed")
         response = self._client.send(asked)
         self._is_up = True
-        if response.status_code in (200, 202):
+        if response.status_code in (200, _NOT_YET):
             return response
         refusal = self._refusal(response)
         if response.status_code == _GONE:
@@ -140,6 +146,41 @@ class Http:
                 f"{self.url} answers with HTTP status {response.status_code}, as no sandbox server of ours does; is it "
                 "the right address?"
             )
+
+
+class HttpLine:
+    """A lease's way to a server; see `remote_lease.Line`. Its connection alone shows that this process lives."""
+
+    def __init__(self, http: Http) -> None:
+        self.where = f"the sandbox server at {http.url}"
+        self._http = http
+
+    def begin(self, key: str) -> None:
+        """Begin a lease."""
+        self._http.request("PUT", "/v1/lease", headers={LEASE_HEADER: key})
+
+    def call(self, key: str, number: int, body: bytes | None, wait: float, settled: Settled) -> bytes | None:
+        """Return the answer to a call once it is there."""
+        method, path = "GET" if body is None else "POST", f"/v1/calls/{number}"
+        response = self._http.request(method, path, wait=wait, headers=_headers(key, settled), body=body or b"")
+        return None if response.status_code == _NOT_YET else response.content
+
+    def keep(self, key: str, wait: float, settled: Settled) -> None:
+        """Hold a connection open."""
+        self._http.request("POST", "/v1/lease", wait=wait, headers=_headers(key, settled))
+
+    def end(self, key: str) -> None:
+        """End the lease."""
+        self._http.request("DELETE", "/v1/lease", headers={LEASE_HEADER: key})
+
+
+def _headers(key: str, settled: Settled) -> dict[str, str]:
+    headers = {LEASE_HEADER: key}
+    if settled.done:
+        headers[DONE_HEADER] = ",".join(map(str, settled.done))
+    if settled.abandoned:
+        headers[ABANDONED_HEADER] = ",".join(map(str, settled.abandoned))
+    return headers
 
 
 def _parsed(url: str) -> httpx.URL:

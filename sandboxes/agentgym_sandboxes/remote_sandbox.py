@@ -1,4 +1,4 @@
-"""A sandbox on a server, with its shells and terminals, as if it were here."""
+"""A sandbox on another machine, with its shells and terminals, as if it were here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import Contact, ExecResult, TerminalOutput
-from agentgym_sandboxes.remote_http import LeaseLostError
 from agentgym_sandboxes.remote_lease import Lease
+from agentgym_sandboxes.remote_wire import LeaseLostError
 
 
 class _Held(ABC):

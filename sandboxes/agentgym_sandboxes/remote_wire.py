@@ -1,4 +1,4 @@
-"""What travels between a remote sandbox's client and its server: MessagePack, so that bytes stay bytes."""
+"""What travels between a sandbox elsewhere and its client: MessagePack, so that bytes stay bytes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,19 @@ ABANDONED_HEADER = "Agentgym-Abandoned"
 """Numbers of calls whose answers nobody waits for: what they started must end."""
 CONTENT_TYPE = "application/msgpack"
 
+
+class LeaseLostError(SandboxError):
+    """The other side holds nothing of this client any more."""
+
+
+class NoRoomError(SandboxError):
+    """No sandbox can start there now; another place may have room, or this one later."""
+
+
 _CARRIED: dict[str, type[Exception]] = {
     one.__name__: one
     for one in (
+        NoRoomError,
         SandboxError,
         InfrastructureError,
         AgentFault,
