@@ -23,6 +23,7 @@ TEST_EXTRAS += lora
 TEST_EXTRAS += math
 TEST_EXTRAS += mcp
 TEST_EXTRAS += openai
+TEST_EXTRAS += ray
 TEST_EXTRAS += remote
 TEST_EXTRAS += search
 TEST_EXTRAS += serve

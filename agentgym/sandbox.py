@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -306,6 +306,20 @@ class SandboxBackend(Protocol):
 
     def close(self) -> None:
         """End every sandbox that this backend started, and free its snapshots."""
+        ...
+
+
+@runtime_checkable
+class Stocked(Protocol):
+    """A backend that knows which images are there; optional, for whoever chooses among the machines of many."""
+
+    def has_image(self, image: str | None) -> bool:
+        """Return whether an image is there now (None: the default one); nothing is pulled or built.
+
+        Raises:
+            TaskError: what its build needs is missing or malformed.
+            SandboxError: it cannot be looked up.
+        """
         ...
 
 

@@ -81,6 +81,32 @@ class Images:
         except (DockerException, requests.RequestException) as error:
             raise SandboxError(f"Docker cannot look up the image {name[:80]!r}: {error}") from error
 
+    def has(self, name: str) -> bool:
+        """Return whether an image is there now; nothing is pulled or built.
+
+        Raises:
+            TaskError: what its build needs is missing or malformed.
+            SandboxError: the daemon does not answer.
+        """
+        try:
+            return self._has(name)
+        except (DockerException, requests.RequestException) as error:
+            raise SandboxError(f"Docker cannot look up the image {name[:80]!r}: {error}") from error
+
+    def _has(self, name: str) -> bool:
+        if not name.startswith(BUILD):
+            return self._id(name) is not None
+        if name in self._known:
+            return self._id(self._known[name]) is not None
+        said = name.removeprefix(BUILD)
+        base = ImageSpec.from_name(name).base if said.lstrip().startswith("{") else None
+        if base is not None and not self._has(base):
+            return False
+        context = self._context(name)
+        ids = {one: self._id(one) for one in context.bases}
+        there = {one: found for one, found in ids.items() if found is not None}
+        return len(there) == len(ids) and self._id(f"{IMAGE_NAME}:{context.digest(there)}") is not None
+
     def forget(self) -> None:
         """Look again at what was known to be there."""
         self._known.clear()

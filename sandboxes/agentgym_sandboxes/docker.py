@@ -120,6 +120,10 @@ class DockerBackend:
         self._daemon.require_room(spec)
         self._daemon.require_image(spec.image)
 
+    def has_image(self, image: str | None) -> bool:
+        """Return whether an image is there now, see `agentgym.sandbox.Stocked`."""
+        return self._daemon.images.has(image or self._daemon.image)
+
     def start(self, spec: SandboxSpec) -> SupervisedSandbox:
         """Start a fresh container, or take one that was started and never used."""
         sandbox = self._take_or_create(spec)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from agentgym.errors import AgentFault, CapabilityError, InfrastructureError, MissingExtraError, SandboxError
+from agentgym.errors import AgentFault, CapabilityError, InfrastructureError, MissingExtraError, SandboxError, TaskError
 from agentgym.sandbox import ExecResult
 
 try:
@@ -44,6 +44,7 @@ _CARRIED: dict[str, type[Exception]] = {
         InfrastructureError,
         AgentFault,
         CapabilityError,
+        TaskError,
         FileNotFoundError,
         TimeoutError,
         OSError,

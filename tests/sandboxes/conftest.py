@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray_nodes import PLUGIN, Nodes, nodes
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
@@ -87,12 +88,31 @@ def _remote(name: str, lent: SandboxBackend, request: pytest.FixtureRequest) -> 
     return RemoteBackend()
 
 
+def _ray(request: pytest.FixtureRequest) -> SandboxBackend:
+    _process(request).check()  # what the nodes lend may be missing on this machine
+    request.getfixturevalue("ray_nodes")
+    from ray_shelf import RayProcess
+
+    made: SandboxBackend = RayProcess()
+    return made
+
+
 BACKENDS = [
     pytest.param(_process, id="process"),
     pytest.param(_docker, id="docker", marks=pytest.mark.docker),
     pytest.param(_remote_process, id="remote"),
     pytest.param(_remote_docker, id="remote-docker", marks=pytest.mark.docker),
+    pytest.param(_ray, id="ray"),
 ]
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[Nodes]:
+    """Two nodes that lend sandboxes, in a cluster of their own that this process has joined."""
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    with nodes("one", "two") as started, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PLUGIN)
+        yield started
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

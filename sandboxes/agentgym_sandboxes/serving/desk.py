@@ -1,4 +1,4 @@
-"""All clients of a server: leases begin, are kept up, and end with everything that they held."""
+"""All clients of one backend: leases begin, are kept up, and end with everything that they held."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentgym.errors import SandboxError
 from agentgym.sandbox import SandboxBackend
 from agentgym_sandboxes.serving.leases import GoneError, Lease, Pools
 from agentgym_sandboxes.serving.limits import Limits
-from agentgym_sandboxes.serving.tenant import Tenant
+from agentgym_sandboxes.serving.tenant import Room, Tenant
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +21,21 @@ _RETRY_S = 2.0
 class Desk:
     """Lives on the event loop, from the server's start until `close`."""
 
-    def __init__(self, backend: SandboxBackend, limits: Limits) -> None:
+    def __init__(
+        self, backend: SandboxBackend, limits: Limits, room: Room | None = None, *, builds: bool = False
+    ) -> None:
+        """Begin without clients.
+
+        Args:
+            backend: what is lent; closed with the desk.
+            limits: how much of it clients may have.
+            room: places for sandboxes, if not only the limits of each client bound them.
+            builds: whether images are built for clients.
+        """
         self.backend = backend
         self.limits = limits
+        self._room = room
+        self._builds = builds
         self.pools = Pools(
             ThreadPoolExecutor(limits.calls, "agentgym-call"), ThreadPoolExecutor(16, "agentgym-closing")
         )
@@ -45,7 +57,8 @@ class Desk:
                     f"the sandbox server has {len(self._leases)} clients, as many as it allows; end one, or serve with "
                     "a larger limit clients"
                 )
-            self._leases[key] = Lease(Tenant(self.backend, self.limits), self.pools, self.limits)
+            tenant = Tenant(self.backend, self.limits, self._room, builds=self._builds)
+            self._leases[key] = Lease(tenant, self.pools, self.limits)
         return self.find(key)
 
     def find(self, key: str) -> Lease:
@@ -112,6 +125,11 @@ class Desk:
         self.backend.close()
         for pool in (self.pools.calls, self.pools.closers):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no client."""
+        return not self._leases
 
     @property
     def is_draining(self) -> bool:

@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from agentgym.errors import CapabilityError, SandboxError
 from agentgym.image import BUILD
@@ -18,12 +19,48 @@ logger = logging.getLogger(__name__)
 _CLOSERS = 8
 
 
+class Room(Protocol):
+    """Places for sandboxes that several tenants share; safe to use from many threads."""
+
+    def take(self) -> None:
+        """Take a place.
+
+        Raises:
+            NoRoomError: there is none now.
+        """
+        ...
+
+    def give_back(self) -> None:
+        """Free a place."""
+        ...
+
+
+class _Boundless:
+    def take(self) -> None:
+        """There is always another place."""
+
+    def give_back(self) -> None:
+        """Nobody counts."""
+
+
 class Tenant:
     """A client's sandboxes, sessions and snapshots; safe to use from many threads."""
 
-    def __init__(self, backend: SandboxBackend, limits: Limits) -> None:
+    def __init__(
+        self, backend: SandboxBackend, limits: Limits, room: Room | None = None, *, builds: bool = False
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            backend: where everything runs.
+            limits: how much a client may have.
+            room: shared with other tenants; None bounds each by its limits alone.
+            builds: whether images are built for clients.
+        """
         self.limits = limits
         self._backend = backend
+        self._room: Room = room or _Boundless()
+        self._builds = builds
         self._lock = threading.Lock()
         self._starting = 0
         self._sandboxes: dict[str, Sandbox] = {}
@@ -39,12 +76,12 @@ class Tenant:
 
     def accept(self, spec: SandboxSpec) -> None:
         """Refuse what `start` would refuse."""
-        _refuse_builds(spec)
+        self._refuse_builds(spec)
         self._backend.accept(spec)
 
     def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox."""
-        _refuse_builds(spec)
+        self._refuse_builds(spec)
         return self._begin(lambda: self._backend.start(spec))
 
     def fork(self, snapshot: str) -> Sandbox:
@@ -72,7 +109,8 @@ class Tenant:
             return
         found.close()
         with self._lock:
-            self._sandboxes.pop(name, None)
+            if self._sandboxes.pop(name, None) is not None:
+                self._room.give_back()
             for handle in [handle for handle, (owner, _) in self._sessions.items() if owner == name]:
                 del self._sessions[handle]
 
@@ -150,12 +188,16 @@ class Tenant:
                     f"this client has {held} sandboxes, as many as the sandbox server allows; close some, or serve "
                     "with a larger limit sandboxes"
                 )
+            self._room.take()
             self._starting += 1
         try:
             box = begin()
             with self._lock:
                 self._sandboxes[box.id] = box
                 ended = self._ended
+        except BaseException:
+            self._room.give_back()
+            raise
         finally:
             with self._lock:
                 self._starting -= 1
@@ -170,16 +212,15 @@ class Tenant:
             if name not in self._snapshots and "snapshot" in self._backend.capabilities:
                 raise KeyError(f"there is no snapshot {name!r}: it was dropped, or is not this client's")
 
+    def _refuse_builds(self, spec: SandboxSpec) -> None:
+        # The lines of a build run as root in a container with a network: that is more than a sandbox is lent for.
+        if not self._builds and (spec.image or "").startswith(BUILD):
+            raise CapabilityError(
+                "this server builds no images for its clients: have the image built where the server runs, and name it"
+            )
+
     def _attempt(self, what: str, end: Callable[[str], None], name: str) -> None:
         try:
             end(name)
         except Exception:  # one that resists must not keep the others alive; it is tried again
             logger.warning("%s cannot be ended yet", what, exc_info=True)
-
-
-def _refuse_builds(spec: SandboxSpec) -> None:
-    # The lines of a build run as root in a container with a network: that is more than a sandbox is lent for.
-    if (spec.image or "").startswith(BUILD):
-        raise CapabilityError(
-            "this server builds no images for its clients: have the image built where the server runs, and name it"
-        )

@@ -1,0 +1,79 @@
+"""Several nodes of a real Ray cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = Path(__file__).with_name("ray_plugin")
+PLACES = 24
+"""How many sandboxes each node offers."""
+_STORE_BYTES = 80 << 20
+
+
+class Nodes:
+    """A head that lends nothing, and named nodes that do; this process is connected to it."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._folder = folder
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 1,
+                "include_dashboard": False,
+                "object_store_memory": _STORE_BYTES,
+                "_system_config": {"health_check_period_ms": 1000},
+            },
+        )
+        self.address: str = self.cluster.address
+
+    def add(self, name: str, places: int = PLACES, **env: str) -> Any:
+        """Add a node that is a machine with a shelf of its own."""
+        self.shelf(name).mkdir()
+        return self.cluster.add_node(
+            wait=False,
+            num_cpus=1,
+            node_name=name,
+            resources={"agentgym_sandboxes": places},
+            object_store_memory=_STORE_BYTES,
+            env_vars={"AGENTGYM_TEST_SHELF": str(self.shelf(name)), **env},
+        )
+
+    def shelf(self, name: str) -> Path:
+        """Where a node keeps what the test's backend takes for images."""
+        return self._folder / name
+
+    def kill(self, node: Any) -> None:
+        """Kill a node's processes without a word."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def nodes(*names: str) -> Iterator[Nodes]:
+    """Start a cluster, join it and let other processes find it."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        # Its actors and the test's own subprocesses find a stranger's package there.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = Nodes(Path(folder))
+        try:
+            for name in names:
+                started.add(name)
+            started.cluster.wait_for_nodes()
+            patch.setenv("RAY_ADDRESS", started.address)
+            ray.init(address=started.address, log_to_driver=False, logging_level="WARNING")
+            yield started
+        finally:
+            ray.shutdown()
+            started.cluster.shutdown()
