@@ -170,7 +170,7 @@ def test_a_user_waits_only_so_long_in_one_turn() -> None:
         ({"involved_classes": ["WebSearch"]}, "needs the tools of WebSearch"),
         ({"ground_truth": [[]]}, "doing nothing would solve it"),
         ({"ground_truth": [["ls()"], ["ls()"]]}, "1 user turns and a reference for 2"),
-        ({"ground_truth": [["cat('nothing')"]]}, "its reference is refused in turn 0: error: cat: there is no"),
+        ({"ground_truth": [["cat('nothing')"]]}, "calls nothing that works"),
         ({"ground_truth": [["cat(pwd())"]]}, "cannot be read"),
         ({"ground_truth": [["__import__('os').getpid()"]]}, "cannot be read"),
         ({"ground_truth": [["cat(name='x')"]]}, "cannot be replayed"),
@@ -182,6 +182,12 @@ def test_a_user_waits_only_so_long_in_one_turn() -> None:
 def test_a_row_that_cannot_be_judged_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         to_task({**files([["ls()"]]), **changes})
+
+
+def test_reference_calls_that_a_tool_refuses_need_not_be_made() -> None:
+    task = to_task(files([["cat('nothing')", "cat('notes.txt')"]]))
+    assert play(task, [call("cat", file_name="notes.txt"), "Done."]).value == 1.0
+    assert play(task, [call("cat", file_name="nothing"), "Done."]).value == 0.0
 
 
 def test_refused_rows_are_counted(tmp_path: Path) -> None:

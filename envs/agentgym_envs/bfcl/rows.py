@@ -52,12 +52,17 @@ def to_task(row: Mapping[str, Any]) -> Task:
         public=Public(prompt=first, data={"scenario": cast(JsonValue, data)}),
         # Each call is one text: what may not be shown is the call, and not the name of a tool that is offered.
         hidden=Hidden(data={"gold": [[one.model_dump_json() for one in calls] for calls in gold]}),
+        hints=(
+            "Look around before you change anything, and call in every turn what that turn asks for.",
+            "Tools, turn by turn: " + "; ".join(", ".join(one.name for one in calls) or "none" for calls in gold),
+        ),
         difficulty=float(sum(map(len, gold))),
     )
 
 
 def _scenario(row: Mapping[str, Any]) -> Scenario:
-    appearing = {int(turn): tuple(names) for turn, names in row.get("missed_function", {}).items()}
+    missed = row.get("missed_function", {}).items()
+    appearing = {int(turn): tuple(map(_name, tools)) for turn, tools in missed}
     questions = []
     for turn, messages in enumerate(row["question"]):
         said = "\n".join(one["content"] for one in messages)
@@ -74,8 +79,13 @@ def _scenario(row: Mapping[str, Any]) -> Scenario:
     )
 
 
+def _name(tool: Any) -> str:
+    """Return the name of a tool that is told by name, or by its documentation."""
+    return str(tool["name"] if isinstance(tool, Mapping) else tool)
+
+
 def _gold(row: Mapping[str, Any], scenario: Scenario) -> list[list[Call]]:
-    """Read the reference and replay it as an agent."""
+    """Read the reference, and replay it as an agent; calls that a tool refuses are left out, for they do nothing."""
     turns: Sequence[Sequence[str]] = row["ground_truth"]
     if len(turns) != len(scenario.questions):
         raise Refused(f"it has {len(scenario.questions)} user turns and a reference for {len(turns)}")
@@ -85,13 +95,13 @@ def _gold(row: Mapping[str, Any], scenario: Scenario) -> list[list[Call]]:
         found = [judge.close(calls) for calls in gold]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"its reference cannot be replayed: {error}") from error
-    for at, one in enumerate(found):
-        refused = next((text for text in one.answers if text.startswith("error: ")), None)
-        if refused is not None:
-            raise Refused(f"its reference is refused in turn {at}: {refused}")
-    if not any(gold):
-        raise Refused("its reference calls nothing, so doing nothing would solve it")
-    return gold
+    kept = [
+        [call for call, answer in zip(calls, one.answers, strict=True) if not answer.startswith("error: ")]
+        for calls, one in zip(gold, found, strict=True)
+    ]
+    if not any(kept):
+        raise Refused("its reference calls nothing that works, so doing nothing would solve it")
+    return kept
 
 
 def _lines(path: Path) -> Iterator[Placed]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from typing import Any, ClassVar, Literal
 
 from agentgym.tools import tool
@@ -188,7 +188,7 @@ class TravelAPI(Api):
     # ------------------------------------------------------------------ the rest
 
     def _allowed(self, access_token: str) -> None:
-        if not self.state["token_expires_in"] or access_token != self.state["access_token"]:
+        if self.state["token_expires_in"] == 0 or access_token != self.state["access_token"]:
             raise ValueError("the access token is not valid")
 
     def _card(self, card_id: str) -> Any:
@@ -213,6 +213,6 @@ def _cost(origin: str, target: str, day: str, travel_class: str) -> float:
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        return datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError as error:
         raise ValueError(f"wanted a day as YYYY-MM-DD, found {text!r}") from error
