@@ -244,6 +244,15 @@ GROUPS: tuple[Group, ...] = (
     Group("state", red("state", "test_a_task_that_doing_nothing_solves_is_refused"), 28, naive=True),
     Group("state", red("state", "test_what_is_not_plainly_said_is_not_said"), 24, naive=True),
     Group(
+        "state", red("tools", "test_an_attack_that_fools_a_naive_judge_of_worlds_scores_nothing"), NUMBERED, naive=True
+    ),
+    Group(
+        "state",
+        red("tools", "test_text_that_a_naive_dispatcher_evaluates_is_an_argument_and_nothing_else"),
+        30,
+        naive=True,
+    ),
+    Group(
         "sql",
         red("sql", "test_a_query_that_fools_a_naive_comparison_scores_nothing"),
         {"*by heart": 23, "numbers as text": 27, "*": 24},
