@@ -256,6 +256,12 @@ class Changing(CalculatorEnv):
         return dict(list(self.tools.items())[: 2 if task.id == next(iter(TASKS)).id else 3])
 
 
+class Pacing(CalculatorEnv):
+    """One with a curriculum."""
+
+    paced = True
+
+
 class Chatty(CalculatorEnv):
     """One that talks."""
 
@@ -271,6 +277,8 @@ class Chatty(CalculatorEnv):
 def test_environments_that_trl_cannot_play_are_refused() -> None:
     with pytest.raises(CapabilityError, match="talks with its agent"):
         environment_of(Chatty)
+    with pytest.raises(CapabilityError, match="Pacing changes as training goes on"):
+        environment_of(Pacing)
     options = {"ladder": {"no_submission": 0.0, "failed": 0.0, "passed": 1.0}, "score": "valid_calls", "size": 2,
                "drop": "both"}  # fmt: skip
     with pytest.raises(CapabilityError, match="ProcessFilter compares the attempts"):

@@ -163,6 +163,11 @@ def environment_class(prepared: Prepared, tasks: Tasks) -> type[TrlEnvironment]:
         raise CapabilityError(
             f"{type(probe).__name__} talks with its agent, and TRL's environments hear calls only; use rollout_func"
         )
+    if probe.paced:
+        raise CapabilityError(
+            f"{type(probe).__name__} changes as training goes on, and TRL does not tell its environments how far it "
+            "is; use rollout_func"
+        )
     if not isinstance(prepared.scheme, AttemptScheme):
         raise CapabilityError(
             f"{type(prepared.scheme).__name__} compares the attempts of a group, and TRL's environments are priced one "
