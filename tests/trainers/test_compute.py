@@ -73,14 +73,19 @@ def test_recomputed_activations_make_the_same_step_without_dropout(tiny: Tiny, p
     assert not careless.model.layers[0].training
 
 
-@pytest.mark.parametrize("packing", ["none", "rows"])
-def test_recomputing_turns_no_dropout_on_in_layers_that_have_their_own(packing: Any) -> None:
+def opt(dropout: float) -> Any:
+    """A model whose layers drop out by themselves."""
     config = OPTConfig(
-        vocab_size=300, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5,
+        vocab_size=300, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=dropout,
         word_embed_proj_dim=32, max_position_embeddings=128,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = OPTForCausalLM(config).eval()
+    return OPTForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("packing", ["none", "rows"])
+def test_recomputing_turns_no_dropout_on_in_layers_that_have_their_own(packing: Any) -> None:
+    model = opt(dropout=0.5)
     found = []
     for recompute in (False, True):
         one = Learner(copy.deepcopy(model), ComputeSettings(recompute=recompute, packing=packing))
@@ -255,6 +260,30 @@ CACHED = {"file": 6 * GIB, "shmem": GIB, "inactive_file": 4 * GIB, "active_file"
 )
 def test_what_the_kernel_only_caches_is_available(tmp_path: Path, membership: str, groups: Any, left: float) -> None:
     assert available_memory("cpu", machine(tmp_path, membership, groups)) == left * GIB
+
+
+@pytest.mark.parametrize("family", ["qwen", "opt"])
+def test_no_more_activations_are_counted_than_a_forward_pass_keeps(tiny: Tiny, family: str) -> None:
+    model = tiny[0] if family == "qwen" else opt(dropout=0.0)
+    kept: dict[int, torch.Tensor] = {}
+    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        model.base_model(input_ids=torch.zeros(2, 32, dtype=torch.long), use_cache=False)
+    real = sum(one.untyped_storage().nbytes() for one in kept.values())
+    counted = {
+        recompute: least_memory(
+            TrainerSettings(compute=ComputeSettings(token_budget=64, recompute=recompute)), model.config
+        )["activations"]
+        for recompute in (False, True)
+    }
+    assert 0.7 * real < counted[False] <= real
+    assert 0.5 * real / 2 < counted[True] < counted[False]  # one of two layers, and the layers' inputs
 
 
 def test_an_engines_copy_is_counted_in_its_type(tiny: Tiny) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from transformers import Qwen2Config
 
 from agentgym import registry
 from agentgym.errors import RecipeError, SandboxError, UnknownNameError
 from agentgym.recipe import Recipe, bundled
 from agentgym.run import RunDirectory
+from agentgym_trainers.memory import refuse_too_large
 from agentgym_trainers.native import NativeTrainer
 
 WRITTEN = sorted(bundled())
@@ -38,6 +41,29 @@ def test_a_bundled_recipe_trains_a_tiny_model_on_a_cpu(name: str, tmp_path: Path
     assert "eval/pass@1" in lines[-1]
     assert all(line["rollout/unscored"] == 0 for line in lines if "rollout/unscored" in line)
     assert all(line["rollout/sampled_tokens"] > 0 for line in lines if "rollout/sampled_tokens" in line)
+
+
+def shape(path: str) -> Qwen2Config:
+    """What the model of a recipe is, by its published configuration."""
+    wide = "3B" in path
+    assert wide or "1.5B" in path
+    return Qwen2Config(
+        vocab_size=151936, hidden_size=2048 if wide else 1536, num_hidden_layers=36 if wide else 28,
+        num_attention_heads=16 if wide else 12, num_key_value_heads=2, intermediate_size=11008 if wide else 8960,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROFILED)
+def test_a_bundled_recipe_fits_the_gpu_that_it_names_and_only_with_recomputation(name: str) -> None:
+    named = re.search(r"One GPU with (\d+) GB as written", bundled()[name].read_text())
+    assert named is not None
+    room = int(0.85 * int(named[1]) * 10**9)  # the rest is for keys and values
+    settings = Recipe.load(name).trainer_settings()
+    refuse_too_large(settings, shape(settings.model.path), available=room)
+    greedy = Recipe.load(name, ["trainer.compute.recompute=false"]).trainer_settings()
+    with pytest.raises(RecipeError, match=r"for activations.* set trainer\.compute\.recompute"):
+        refuse_too_large(greedy, shape(settings.model.path), available=room)
 
 
 def test_a_profile_is_laid_over_the_recipe_and_overrides_over_both(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,15 +12,20 @@ from agentgym.errors import RecipeError
 from agentgym_trainers.devices import available_memory
 from agentgym_trainers.settings import TrainerSettings
 
+logger = logging.getLogger(__name__)
+
 _FLOAT = 4
 _BFLOAT = 2
+_SURE = 0.9
+"""Share of what the meta device keeps of a forward pass that real attention kernels keep at least."""
+_PROBE = 8
 
 
 def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> dict[str, int]:
     """Return the bytes that training a model needs at least on one device, by what needs them.
 
-    Weights, gradients and both moments of AdamW are float32. Of activations only what each layer must keep of its
-    input is counted, and of the engine nothing, so that what is refused could not have run.
+    Weights, gradients and both moments of AdamW are float32. Activations are those of one full micro-batch; of the
+    engine only a copy of the weights is counted, no keys and values, so that what is refused could not have run.
 
     Args:
         settings: of the trainer.
@@ -34,12 +40,13 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
     own_critic = settings.critic is not None and settings.critic.trunk == "own" and settings.critic.path is None
     compute = settings.compute
     text = config.get_text_config()
-    tokens = compute.token_budget
+    rows = max(settings.policy.tasks_per_step * settings.policy.attempts, settings.sft.batch_size)
+    tokens = min(compute.token_budget, rows * settings.model.context_length)
     logits = min(compute.logit_budget, tokens * text.vocab_size)
     needs = {
         "weights": _FLOAT * whole * (copies + own_critic) // ranks,
         "gradients and moments": 3 * _FLOAT * trained * (1 + own_critic) // ranks,
-        "activations": _FLOAT * tokens * text.hidden_size * text.num_hidden_layers,
+        "activations": tokens * (1 + own_critic) * _activations(model, settings, text),
         "logits": 2 * _FLOAT * logits,
     }
     if ranks > 1:
@@ -71,8 +78,47 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
     listed = ", ".join(f"{_gib(value)} for {name}" for name, value in needs.items())
     raise RecipeError(
         f"training this model needs at least {_gib(sum(needs.values()))} GiB on {device} ({listed}), found "
-        f"{_gib(free)} GiB free; choose a smaller model or trainer.lora, or lower trainer.compute.token_budget"
+        f"{_gib(free)} GiB free; choose a smaller model or trainer.lora, set trainer.compute.recompute, or lower "
+        "trainer.compute.token_budget"
     )
+
+
+def _activations(model: Any, settings: TrainerSettings, text: Any) -> int:
+    """Return the bytes per token that a model's forward pass keeps for its gradient."""
+    kept = _SURE * _kept(model, frozen=settings.lora is not None)
+    if settings.compute.dtype == "bfloat16":
+        kept *= _BFLOAT / _FLOAT
+    inputs = _FLOAT * text.hidden_size * text.num_hidden_layers
+    return int(inputs + kept / text.num_hidden_layers if settings.compute.recompute else max(inputs, kept))
+
+
+def _kept(model: Any, *, frozen: bool) -> float:
+    """Return the float32 bytes per token that a forward pass on the meta device keeps; 0 of what it cannot compute.
+
+    Args:
+        model: on the meta device.
+        frozen: its weights get no gradients.
+    """
+    own = {one.untyped_storage()._cdata for one in model.parameters()}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage()._cdata
+        if place not in own and tensor.is_floating_point():
+            seen[place] = tensor
+        return tensor
+
+    model.requires_grad_(not frozen)
+    model.get_input_embeddings().weight.requires_grad = True  # or no gradient would reach the layers
+    places = torch.zeros(1, _PROBE, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.base_model(input_ids=places, position_ids=places, attention_mask=mask, use_cache=False)
+    except (RuntimeError, TypeError) as error:  # kernels and families that the meta device does not know
+        logger.debug("%s keeps an unknown amount of activations: %s", type(model).__name__, error)
+        return 0.0
+    return sum(one.untyped_storage().nbytes() for one in seen.values()) / _PROBE
 
 
 def _adapters(model: Any, rank: int) -> int:
