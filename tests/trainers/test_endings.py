@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from agentgym import registry
 from agentgym.errors import AgentgymError, RecipeError
 from agentgym.run import RunDirectory
-from agentgym_trainers.checkpoint import Checkpoints
+from agentgym_trainers.checkpoint import CheckpointError, Checkpoints
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.models import export
 from agentgym_trainers.native import NativeTrainer
@@ -81,7 +81,9 @@ def test_an_engine_is_closed_when_a_state_cannot_be_gone_on_from(lab: Any, tmp_p
     del state["sampler"]
     torch.save(state, before.path / "state.pt")
     MADE.clear()
-    with pytest.raises(KeyError, match="sampler"):
+    with pytest.raises(
+        CheckpointError, match=r"the state of .*step-000001 does not fit this recipe's model: 'sampler'"
+    ):
         NativeTrainer().train(chosen.prepare(), run, resume=True)
     assert [one.closings for one in MADE] == [1]
 

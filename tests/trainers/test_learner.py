@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from agentgym.errors import AgentgymError
@@ -66,6 +68,37 @@ def test_the_trainers_logprobs_are_the_samplers(tiny: Tiny) -> None:
     batch = TokenBatch.of([asyncio.run(sample())])
     logp = token_logprobs(tiny[0], batch.ids_BL, batch.sampled_BL, temperature=1.0, logit_budget=1 << 24)[0]
     assert torch.allclose(logp, batch.logp_old_BL, atol=1e-5)
+
+
+class Logits(TorchDispatchMode):
+    """Counts the numbers of all tensors as wide as the vocabulary that exist at once, but for the output layer's own."""
+
+    def __init__(self, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self._vocabulary, self._hidden = vocabulary, hidden
+        self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        shape = made.shape if isinstance(made, torch.Tensor) else ()
+        if len(shape) == 2 and shape[1] == self._vocabulary and shape[0] != self._hidden:
+            self._alive[id(made)] = weakref.ref(made)
+            storages = {one.data_ptr(): one.numel() for ref in self._alive.values() if (one := ref()) is not None}
+            self.most = max(self.most, sum(storages.values()))
+        return made
+
+
+def test_a_whole_batch_of_logits_never_exists(tiny: Tiny) -> None:
+    vocabulary, sampled = tiny[0].config.vocab_size, int(BATCH.sampled_BL.sum())
+    found = {}
+    for budget in (2000, 1 << 24):
+        one = learner(tiny, logit_budget=budget)
+        with Logits(vocabulary, tiny[0].config.hidden_size) as logits:
+            one.policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings())
+        found[budget] = logits.most
+    assert found[1 << 24] >= sampled * vocabulary
+    assert 0 < found[2000] <= 4 * 2000 < sampled * vocabulary / 2  # logits, their softmax, and the gradients of both
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100])

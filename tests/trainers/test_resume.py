@@ -20,10 +20,11 @@ from agentgym.errors import RecipeError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
 from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, model_folder
-from agentgym_trainers.models import load_model
+from agentgym_trainers.models import export, load_model, new_model
 from agentgym_trainers.native import NativeTrainer
+from agentgym_trainers.settings import ModelSettings
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 300,
     "hidden": 32,
     "layers": 2,
@@ -107,6 +108,21 @@ def test_a_checkpoint_of_another_model_does_not_continue_a_run(lab: Any, uninter
     other = small_recipe(lab).model_copy(update={"trainer": trainer})
     with pytest.raises(CheckpointError, match=r"trainer\.model\.hidden was 32 and is 48; resume with the same recipe"):
         NativeTrainer().train(other.prepare(), uninterrupted, resume=True)
+
+
+def test_a_checkpoint_that_holds_another_model_is_one_sentence(lab: Any, tmp_path: Path) -> None:
+    trainer = {"model": SMALL, "policy": {"steps": 1, "tasks_per_step": 2, "attempts": 2}}
+    chosen = lab.recipe(trainer=trainer, tasks={"train": 20, "test": 2})
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    good, last = Checkpoints(run.checkpoints, keep=2).all()
+    other, tokenizer = new_model(ModelSettings(**{**SMALL, "hidden": 48}), ["12+34"], seed=0, device="cpu")
+    shutil.rmtree(last.path)
+    shutil.rmtree(good.model_path)
+    export(other, tokenizer, good.model_path)
+    with pytest.raises(CheckpointError, match=r"does not fit this recipe's model: .*size mismatch") as told:
+        NativeTrainer().train(chosen.prepare(), run, resume=True)
+    assert "\n" not in str(told.value)
 
 
 def test_a_run_exports_a_model_that_transformers_loads_and_another_run_begins_with(

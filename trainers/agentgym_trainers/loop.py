@@ -103,8 +103,8 @@ class Trainer:
             self.collector = kind(self.parts, self._sampler, self._tasks)
             opened.callback(vars(self).pop, "collector")
             opened.push_async_callback(self.collector.close)
-            if state is not None:
-                self._restore(state)
+            if checkpoint is not None and state is not None:
+                self._restore(checkpoint, state)
                 await self.parts.engine.update_weights(version=state["weight_version"])
             gc.collect()
             gc.freeze()  # a full collection walks all of torch: a tenth of a second, several times per rollout
@@ -224,7 +224,16 @@ class Trainer:
             self.checkpoints.write(self.step, model, tokenizer, state, self._plain_recipe, score=score)
         self._told_later = {"seconds/save": time.monotonic() - began}
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        try:
+            self._go_on_from(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"the state of {checkpoint.path} does not fit this recipe's model: "
+                f"{' '.join(str(error).split())[:200]}; remove this checkpoint and resume from the one before"
+            ) from error
+
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         if self.step >= self.settings.sft.steps:
             self._update.begin(self.parts.learner)
