@@ -70,11 +70,11 @@ def test_the_trainers_logprobs_are_the_samplers(tiny: Tiny) -> None:
     assert torch.allclose(logp, batch.logp_old_BL, atol=1e-5)
 
 
-class Logits(TorchDispatchMode):
-    """Counts the numbers of all tensors as wide as the vocabulary that exist at once, but for the output layer's own."""
+class Logits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the numbers of tensors as wide as the vocabulary that exist at once, but for the output layer's own."""
 
     def __init__(self, vocabulary: int, hidden: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._vocabulary, self._hidden = vocabulary, hidden
         self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
         self.most = 0

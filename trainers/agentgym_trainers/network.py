@@ -65,7 +65,7 @@ class Network(nn.Module):
             policy: also give logprobs and entropies; otherwise the policy's weights get no gradient.
         """
         device = part.ids_BL.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._compute.dtype == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16) if self._compute.dtype == "bfloat16" else nullcontext():
             return self._score(part, temperature, policy=policy)
 
     def _score(self, part: TokenBatch, temperature: float, *, policy: bool) -> tuple[Tensor, Tensor, Tensor]:
