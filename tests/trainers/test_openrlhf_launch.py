@@ -244,6 +244,19 @@ def test_step_rewards_under_gae_and_weighed_resets_are_refused() -> None:
     refuse_parts(told.prepare(), told.trainer_settings())
 
 
+@pytest.mark.parametrize(
+    ("correction", "options", "advantage"), [("backward", {}, "grpo"), ("forward", {"rescale": False}, "rloo")]
+)
+def test_corrections_that_the_advantage_would_undo_are_refused(
+    correction: str, options: dict[str, Any], advantage: str
+) -> None:
+    rates = {"by": "grader", "rates": {"grade": {"rho0": 0.25, "rho1": 0.25}}, "learn_after": None}
+    reward = {"name": correction, "options": {**rates, **options}}
+    one = recipe({"policy": {"advantage": advantage}}, reward=reward)
+    with pytest.raises(RecipeError, match=f"the advantage '{advantage}' cancels"):
+        refuse_parts(one.prepare(), one.trainer_settings())
+
+
 def test_rows_follow_the_native_trainers_order_and_seeds() -> None:
     one = recipe({"sft": {"steps": 5}, "policy": {"steps": 3, "tasks_per_step": 4}}, seed=9)
     prepared = one.prepare()

@@ -9,6 +9,7 @@ from agentgym.recipe import Prepared, Recipe
 from agentgym_trainers.bridges.openrlhf.events import reported
 from agentgym_trainers.bridges.openrlhf.expressible import refuse as refuse_rollouts
 from agentgym_trainers.bridges.openrlhf.options import Settings
+from agentgym_trainers.update import Update
 
 _CANNOT = "OpenRLHF cannot train this recipe"
 _ONE_NUMBER = "OpenRLHF takes one number per attempt and computes advantages itself"
@@ -37,9 +38,10 @@ def refuse_parts(prepared: Prepared, settings: Settings) -> None:
 
     Raises:
         RecipeError: a part learns beside the policy, or pays turns where they cannot be paid, or hinted attempts would
-            be trained in another way than the recipe says.
+            be trained in another way than the recipe says, or the advantage undoes what the rewards correct.
     """
     refuse_rollouts(prepared, settings)
+    Update(settings, prepared.scheme)  # what its estimators cancel, OpenRLHF's of the same name cancel too
     signals = tuple(getattr(prepared.scheme, "signals", ()))
     if settings.policy.advantage == "gae" and signals:
         raise RecipeError(
