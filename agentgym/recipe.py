@@ -143,6 +143,9 @@ class Recipe(Record):
         if backend is not None:
             found = _laid_over(found, {"trainer": {"name": backend}})
         backends = found.pop("backends", None) or {}
+        for name in backends:
+            if name not in registry.names("trainers"):
+                raise UnknownNameError(f"trainer in the backends of {file.stem}", name, registry.names("trainers"))
         found = _laid_over(found, backends.get((found.get("trainer") or {}).get("name", "native"), {}))
         for override in overrides:
             _apply(found, override)

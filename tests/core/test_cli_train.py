@@ -105,6 +105,8 @@ def test_another_backend_trains_the_same_recipe_with_the_sections_for_it(shell: 
     unknown = shell("train", recipe, "--backend", "planing")
     assert "did you mean 'planning'?" in unknown.stderr
     assert "goes on with the run's own" in shell("train", "--resume", "plain", "--backend", "planning").stderr
+    recipe.write_text(recipe.read_text().replace("{planning:", "{planing:"))
+    assert "no trainer in the backends of recipe is registered as 'planing'" in shell("train", recipe).stderr
 
 
 def test_a_dry_run_shows_what_a_backend_would_be_given(shell: Shell, recipe: Path) -> None:

@@ -142,7 +142,9 @@ def test_every_step_learns_and_hands_its_weights_to_vllm(trained: Trained) -> No
     assert any(line["train/grad_norm"] > 0 for line in lines)
     assert all(line["rollout/unscored"] == 0 and line["rollout/sampled_tokens"] > 0 for line in lines)
     # The mean log of what vLLM and the learner say of a sampled token; both compute in bfloat16.
-    assert all(abs(line["openrlhf/vllm_kl"]) < 0.02 for line in lines)
+    apart = [abs(line["openrlhf/vllm_kl"]) for line in lines if line["openrlhf/hinted"] == 0]
+    assert apart
+    assert max(apart) < 0.02
     # So far would vLLM be off with the weights that it loaded as it started.
     start, _ = load_model(trained.run.path / "openrlhf" / "model", "cpu")
     end, tokenizer = load_model(trained.run.checkpoints / f"step-{WARM + STEPS:06}" / "model", "cpu")

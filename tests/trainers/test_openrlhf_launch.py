@@ -228,6 +228,30 @@ def test_what_openrlhf_cannot_do_is_refused_with_the_reason(trainer: dict[str, A
         words(recipe(trainer))
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("code-grpo", None),
+        ("search-grpo", None),
+        ("swe-agent-rlvr", None),
+        ("demo", None),
+        ("code-ppo", "no credit of turns"),
+        ("tools-ppo", "no credit of turns"),
+    ],
+)
+def test_a_bundled_recipe_is_trained_by_groups_or_refused_for_its_credit_of_turns(
+    name: str, reason: str | None
+) -> None:
+    small = ["environment.options.count=30", "tasks.train=4", "tasks.test=1"]
+    one = Recipe.load(name, small, backend="openrlhf")
+    if reason is None:
+        assert "--rollout.n_samples_per_prompt" in words(one)
+        refuse_parts(one.prepare(), one.trainer_settings())
+    else:
+        with pytest.raises(RecipeError, match=reason):
+            words(one)
+
+
 def test_step_rewards_under_gae_and_weighed_resets_are_refused() -> None:
     gated = {
         "ladder": {"no_submission": 0, "failed": 0, "passed": 1},
