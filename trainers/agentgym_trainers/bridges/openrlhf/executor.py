@@ -196,10 +196,10 @@ class RecipeExecutor:
         return derive_seed(row.seed, "again", again) if again else row.seed
 
     def _count_lost(self, group: Sequence[Trajectory | None], kept: bool) -> None:
-        """End the run where it would train on nothing: OpenRLHF divides by the number of trained tokens."""
+        """End the run where it would train on nothing. Other processes may be better off, so each looks at its own."""
         self._lost_in_a_row = 0 if kept else self._lost_in_a_row + 1
         policy = self._trainer.policy
-        enough = max(1, policy.tasks_per_step // (policy.minibatches * self._settings.engines))
+        enough = max(1, policy.tasks_per_step // policy.minibatches)
         if self._lost_in_a_row >= enough:
             reasons = [one.error for one in group if one is not None and one.error]
             raise InfrastructureError(

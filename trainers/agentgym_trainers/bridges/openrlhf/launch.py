@@ -17,7 +17,6 @@ from agentgym_trainers.bridges.openrlhf.argv import Files, arguments
 from agentgym_trainers.bridges.openrlhf.dataset import evaluation_rows, training_rows, write
 from agentgym_trainers.bridges.openrlhf.events import Events
 from agentgym_trainers.bridges.openrlhf.options import PACKAGE, VERSION, Settings
-from agentgym_trainers.bridges.openrlhf.placement import Placement
 from agentgym_trainers.bridges.openrlhf.refusals import refuse, refuse_parts
 from agentgym_trainers.bridges.openrlhf.rows import AgentSettings
 from agentgym_trainers.bridges.openrlhf.start import context_of, located, make, needs_start
@@ -114,7 +113,6 @@ class Launch:
         agent = AgentSettings(
             recipe=recipe.model_dump(mode="json"),
             seeded=settings.openrlhf.seeded,
-            engines=Placement.of(settings, context).engines,
         )
         files.agent.write_text(agent_file(agent), encoding="utf-8")
         script = "\n".join(lines(settings.openrlhf, words))

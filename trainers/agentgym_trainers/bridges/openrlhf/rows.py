@@ -86,8 +86,6 @@ class AgentSettings(Record):
     seeded: bool = True
     """Draw every turn with a seed of its own. vLLM on a CPU ends with an error where a seeded prompt is computed in
     chunks: say false there if prompts of one batch may have more tokens together than vLLM takes at once."""
-    engines: Annotated[int, Field(ge=1)] = 1
-    """Processes that roll out, each with an executor of its own."""
 
 
 def digest(recipe: Recipe) -> str:
