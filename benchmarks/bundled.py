@@ -97,6 +97,8 @@ _NAMED = (
     Bundled("agentgym/OpenEnv-v0", place=bundled_places.openenv),
     *(Bundled("agentgym/Puzzle-v0", family, {"family": family}) for family in _PUZZLES),
     Bundled("agentgym/Terminal-v0", "harbor", backend="docker", place=bundled_places.harbor),
+    Bundled("agentgym/Tools-v0", "built"),
+    Bundled("agentgym/Tools-v0", "airline", {"family": "airline"}),
 )
 
 
