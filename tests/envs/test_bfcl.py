@@ -164,6 +164,18 @@ def test_a_user_waits_only_so_long_in_one_turn() -> None:
     assert play(task, [*[call("ls")] * 3, "Done."], patience=3).value == 1.0
 
 
+def test_one_turn_takes_only_so_many_calls() -> None:
+    task, env = to_task(files([["ls()"]])), BfclEnv()
+    env.reset(seed=0, options={"task": task})
+    observation, *_ = env.step("\n".join([call("ls")] * 201))
+    assert observation[-2].content.startswith("{")
+    assert observation[-1].content == "error: no more than 200 calls are made in one turn"
+    *_, info = env.step("Done.")
+    assert info["verdict"].value == 1.0
+    forged = env.grade(task, Submission(data={"turns": [[{"name": "ls"}] * 201]}))
+    assert (forged.level, forged.value) == ("malformed", 0.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -13,7 +13,7 @@ from agentgym.task import Task, TaskSet
 from agentgym.tools import Tool
 from agentgym.types import Message, Submission, Trust, Verdict
 from agentgym_envs.bfcl.generated import generated_tasks
-from agentgym_envs.bfcl.judge import Judge
+from agentgym_envs.bfcl.judge import MOST_CALLS, Judge
 from agentgym_envs.bfcl.rows import MultiTurnTasks
 from agentgym_envs.bfcl.world import ApiWorld, Call, Scenario, written
 
@@ -96,6 +96,8 @@ class BfclEnv(AgentEnv):
         """Run a tool of the world and remember the call."""
         if self._waited > self._patience:
             raise Submit(turns=cast(JsonValue, [written(calls) for calls in self._done[:-1]]))
+        if len(self._done[-1]) >= MOST_CALLS:
+            raise ValueError(f"no more than {MOST_CALLS} calls are made in one turn")
         self._done[-1].append(Call(name=one.name, arguments=dict(arguments)))
         try:
             return self.world.call(one.name, arguments)

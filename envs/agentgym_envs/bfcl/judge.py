@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentgym_envs.bfcl.world import ApiWorld, Call, Scenario
+
+MOST_CALLS = 200
+"""Calls in one user turn; the longest reference of a turn has fewer than ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +18,8 @@ class Turn:
     """What became of one user turn; `problem` is empty if it is right."""
 
     problem: str
-    answers: tuple[str, ...]
-    """What the agent's calls returned."""
+    refused: tuple[bool, ...]
+    """Which of the agent's calls a tool refused."""
 
 
 class Judge:
@@ -31,28 +35,42 @@ class Judge:
         self._scenario = scenario
         self._gold = gold
         self._worlds = ApiWorld(scenario), ApiWorld(scenario)
-        self._heard: Counter[str] = Counter()
+        self._heard: Counter[bytes] = Counter()
         self._turn = 0
 
     def close(self, calls: Sequence[Call]) -> Turn:
         """Judge the next user turn by the calls that the agent made in it.
 
         Raises:
-            ValueError: a call names no tool of that turn, or its arguments do not fit.
+            ValueError: a call names no tool of that turn, its arguments do not fit, or there are too many calls.
         """
+        if len(calls) > MOST_CALLS:
+            raise ValueError(f"there are {len(calls)} calls; wanted at most {MOST_CALLS} in one turn")
         turn, tools = self._turn, self._scenario.tools_at(self._turn)
         self._turn += 1
         agent, reference = self._worlds
-        answers = tuple(agent.answer(one, tools) for one in calls)
-        self._heard.update(answers)
-        wanted = [reference.answer(one, tools) for one in self._gold[turn]]
+        refused = []
+        for one in calls:
+            answer = agent.answer(one, tools)
+            refused.append(answer.startswith("error: "))
+            self._heard[_digest(answer)] += 1
+        wanted = [_digest(reference.answer(one, tools)) for one in self._gold[turn]]
+        return Turn(self._problem(calls, wanted), tuple(refused))
+
+    def _problem(self, calls: Sequence[Call], wanted: Sequence[bytes]) -> str:
         if not wanted:
-            return Turn("", answers)
+            return ""
         if not calls:
-            return Turn("no tool was called", answers)
+            return "no tool was called"
+        agent, reference = self._worlds
         found = agent.states()
         wrong = [name for name, state in reference.states().items() if state != found[name]]
         if wrong:
-            return Turn(f"the state of {', '.join(wrong)} is not as wanted", answers)
+            return f"the state of {', '.join(wrong)} is not as wanted"
         missing = sum((Counter(wanted) - self._heard).values())
-        return Turn(f"{missing} of {len(wanted)} wanted answers were never read" if missing else "", answers)
+        return f"{missing} of {len(wanted)} wanted answers were never read" if missing else ""
+
+
+def _digest(answer: str) -> bytes:
+    # Whoever asks for a long answer again and again must not fill the memory of the judge.
+    return hashlib.sha256(answer.encode()).digest()

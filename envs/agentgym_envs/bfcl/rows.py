@@ -96,7 +96,7 @@ def _gold(row: Mapping[str, Any], scenario: Scenario) -> list[list[Call]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"its reference cannot be replayed: {error}") from error
     kept = [
-        [call for call, answer in zip(calls, one.answers, strict=True) if not answer.startswith("error: ")]
+        [call for call, refused in zip(calls, one.refused, strict=True) if not refused]
         for calls, one in zip(gold, found, strict=True)
     ]
     if not any(kept):
