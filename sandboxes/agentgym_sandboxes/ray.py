@@ -101,9 +101,9 @@ class RayBackend:
             SandboxError: no node can start sandboxes; what is wrong there, or here, and how to mend it.
             CapabilityError: there is no such backend, or it takes no such option.
         """
-        well = [view for view in self.nodes() if not view.report.failure]
+        well = [view for view in self.nodes() if view.is_well]
         if not well:
-            failures = {view.report.failure: view.name for view in self._fleet.look()}
+            failures = {view.trouble: view.name for view in self._fleet.look()}
             told = "; ".join(f"{name}: {failure}" for failure, name in failures.items())
             raise SandboxError(f"no Ray node can start {self._kind.backend!r} sandboxes now: {told or 'all are lost'}")
         shared = frozenset.intersection(*(view.report.capabilities for view in well))

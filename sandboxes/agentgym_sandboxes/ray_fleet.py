@@ -50,14 +50,19 @@ class View:
     @property
     def is_well(self) -> bool:
         """Whether sandboxes can start there if it has room and does not drain."""
-        return not self.report.failure
+        return not self.trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why none can start there now, or ever; empty if they can."""
+        return self.report.failure or self.report.refusal
 
     @property
     def told(self) -> str:
         """One line for people."""
         report = self.report
         state = "full" if report.used >= report.capacity else "open"
-        state = "drains" if report.is_draining else report.failure or state
+        state = "drains" if report.is_draining else self.trouble or state
         return f"{self.name} {self.id[:8]}: {report.used} of {report.capacity} sandboxes, {state}"
 
 
@@ -222,6 +227,11 @@ class Fleet:
                 f"no Ray node answers within {_FIRST_S:.0f} s: is agentgym installed on all of them, and "
                 f"is {RESOURCE!r} claimed by nothing else?"
             )
+        told = [view for view in views if not view.report.failure]
+        if told and all(view.report.refusal for view in told):  # one alone may have another release
+            raise CapabilityError(
+                f"the Ray node {told[0].name} refuses the backend {self._kind.backend!r}: {told[0].report.refusal}"
+            )
         return views
 
     def _view(self, node: dict[str, Any], ref: Any) -> View:
@@ -232,12 +242,11 @@ class Fleet:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.avoid(name)
             return View(name, word, Report(capacity_of(node), 0, False, failure=f"its actor is lost: {reason}"))
-        if report.refusal:
-            raise CapabilityError(f"the Ray node {word} refuses the backend {self._kind.backend!r}: {report.refusal}")
-        if report.failure:
-            logger.warning("the Ray node %s is left out: %s", word, report.failure)
         self._pending.pop(name, None)
-        return View(name, word, report)
+        view = View(name, word, report)
+        if view.trouble:
+            logger.warning("the Ray node %s is left out: %s", word, view.trouble)
+        return view
 
     def _actor(self, node: str, capacity: int) -> Any:
         if node not in self._actors:

@@ -117,6 +117,21 @@ def test_a_sandbox_goes_where_its_image_is_even_to_a_fuller_node(connect: Connec
             backend.start(SandboxSpec(image="rare-2"))
 
 
+def test_a_node_that_knows_no_such_backend_is_left_out_where_another_does(connect: Connect, ray_nodes: Nodes) -> None:
+    other = ray_nodes.add("bare", PYTHONPATH="")
+    assert eventually(lambda: "bare" in used())
+    try:
+        backend = connect("shelf")
+        assert [view.name for view in backend.nodes() if "'shelf'" in view.trouble] == ["bare"]
+        with ExitStack() as boxes:
+            for _ in range(4):
+                boxes.enter_context(backend.start(SPEC))
+            assert used() == {"one": 2, "two": 2, "bare": 0}
+    finally:
+        ray_nodes.kill(other)
+        assert eventually(lambda: "bare" not in used())
+
+
 def test_an_image_that_is_nowhere_is_made_on_one_node_and_used_there(connect: Connect, ray_nodes: Nodes) -> None:
     backend = connect("shelf")
     with ExitStack() as boxes:
@@ -173,6 +188,11 @@ def test_a_draining_node_takes_nothing_new_and_what_it_has_goes_on(
         assert "1 of 24 sandboxes, open" in told.stdout
     with backend.start(SPEC), backend.start(SPEC):
         assert used() == {"one": 1, "two": 1}
+        assert "1 of 24 sandboxes, drains" in shell("ray", "drain", "one", "--wait", "0.5").stdout
+    try:
+        assert "0 of 24 sandboxes, drains" in shell("ray", "drain", "one", "--wait", "60").stdout
+    finally:
+        backend.drain("one", is_draining=False)
     with pytest.raises(SandboxError, match=r"wanted the name of one Ray node .* found 'three'; known: .*two"):
         backend.drain("three")
 
@@ -277,7 +297,7 @@ def test_a_node_killed_in_mid_rollout_costs_nothing_but_time(
     assert [one.verdict.value for one in ended if one.verdict] == [1.0] * 24
     assert {one.end for one in ended} == {"submitted"}
     assert len(starts) > 24, "some episodes began anew"
-    assert used() == {"one": 0, "two": 0}
+    assert eventually(lambda: used() == {"one": 0, "two": 0})
 
 
 def test_an_actor_that_is_killed_in_mid_command_is_told_and_replaced(
@@ -350,9 +370,10 @@ def test_an_actor_that_nobody_uses_ends(connect: Connect, ray_nodes: Nodes) -> N
         with ExitStack() as boxes:
             for _ in range(6):
                 boxes.enter_context(backend.start(SPEC))
-            assert eventually(lambda: used()["four"] >= 0)
+            assert sum(used().values()) == 6
     finally:
         ray_nodes.kill(node)
+        assert eventually(lambda: "four" not in used())
 
 
 @pytest.mark.parametrize(
