@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,42 @@ from agentgym import registry
 from agentgym.run import RunDirectory
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
+from agentgym_trainers.lora import add_lora
 from agentgym_trainers.models import new_model
-from agentgym_trainers.settings import ComputeSettings, CriticSettings, ModelSettings, OptimSettings, PolicySettings
+from agentgym_trainers.settings import (
+    ComputeSettings,
+    CriticSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimSettings,
+    PolicySettings,
+)
 from agentgym_trainers.world import World
 
 TARGET = torch.rand(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(1)) * BATCH.sampled_BL
 SHAPE = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, context_length=256)
 
 
-def made(world: World, *, packing: Any) -> Learner:
+VARIANTS: dict[str, tuple[Any, Any, bool]] = {
+    "none": ("none", "own", False),
+    "prompts": ("prompts", "own", False),
+    **({"adapters": ("rows", "policy", True)} if find_spec("peft") else {}),
+}
+"""Packing, the critic's trunk, and whether adapters are trained."""
+
+
+def made(world: World, variant: str) -> Learner:
     """A learner in the phase that the test trains in."""
+    packing, trunk, adapters = VARIANTS[variant]
     model, _ = new_model(SHAPE, ["12+34"] * 3, seed=0, device="cpu")
+    if adapters:
+        add_lora(model, LoraSettings(rank=4), seed=0)
     learner = Learner(model, ComputeSettings(token_budget=60, packing=packing, recompute=packing != "none"), world)
     optim = OptimSettings(lr=1e-4)
     learner.begin(optim, 10)
     learner.sft_step(BUFFERS[:3])
-    learner.begin(optim, 10, keep_reference=True, critic=CriticSettings(optim=optim), critic_steps=10)
+    critic = CriticSettings(optim=optim, trunk=trunk)
+    learner.begin(optim, 10, keep_reference=True, critic=critic, critic_steps=10)
     return learner
 
 
@@ -53,13 +74,13 @@ def main() -> None:
     if what == "learn":
         world = World.join("cpu")
         found = {}
-        for packing in ("none", "prompts"):
-            learner = made(world, packing=packing)
+        for variant in VARIANTS:
+            learner = made(world, variant)
             metrics = learn(learner, 2)
             state = learner.state()
-            again = made(world, packing=packing)
+            again = made(world, variant)
             again.load_state(copy.deepcopy(state))
-            found[packing] = {"metrics": metrics, "state": state, "more": learn(again, 2), "end": again.state()}
+            found[variant] = {"metrics": metrics, "state": state, "more": learn(again, 2), "end": again.state()}
         if world.main:
             torch.save(found, path)
         del learner, again

@@ -46,10 +46,10 @@ def farthest(one: Any, other: Any) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("packing", ["none", "prompts"])
-def test_two_ranks_end_with_the_weights_critic_and_metrics_of_one(shared: dict[str, Any], packing: str) -> None:
-    found = shared[packing]
-    alone = two_ranks.made(World(), packing=packing)
+@pytest.mark.parametrize("variant", two_ranks.VARIANTS)
+def test_two_ranks_end_with_the_weights_critic_and_metrics_of_one(shared: dict[str, Any], variant: str) -> None:
+    found = shared[variant]
+    alone = two_ranks.made(World(), variant)
     begun = {name: one.clone() for name, one in alone.model.state_dict().items()}
     metrics = two_ranks.learn(alone, 2)
     assert [sorted(one) for one in found["metrics"]] == [sorted(one) for one in metrics]
@@ -64,7 +64,7 @@ def test_two_ranks_end_with_the_weights_critic_and_metrics_of_one(shared: dict[s
 
 def test_what_two_ranks_saved_goes_on_in_two_and_in_one(shared: dict[str, Any]) -> None:
     found = shared["none"]
-    alone = two_ranks.made(World(), packing="none")
+    alone = two_ranks.made(World(), "none")
     alone.load_state(found["state"])
     assert farthest(alone.state(), found["state"]) == 0
     two_ranks.learn(alone, 2)
