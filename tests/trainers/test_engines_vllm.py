@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_contract import EngineContract, Subject, contract_model
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from agentgym.errors import RecipeError
 
@@ -70,3 +72,30 @@ def test_the_native_trainer_takes_two_steps_with_vllm(lab: Any) -> None:
         {turn.weight_version for one in run.read_trajectories(step) for turn in one.turns} for step in run.steps()
     ]
     assert versions == [{0}, {1}]
+
+
+def test_an_exported_run_is_loaded_by_vllm_and_says_what_transformers_says(lab: Any, tmp_path: Path) -> None:
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    from agentgym_trainers.native import NativeTrainer
+
+    shape = {"vocab_size": 320, "hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 96}
+    trainer = {
+        "model": {**shape, "context_length": 256},
+        "sft": {"steps": 4, "batch_size": 8, "demonstrations": 16},
+        "policy": {"steps": 1, "tasks_per_step": 2, "attempts": 2},
+    }
+    run = lab.train(trainer=trainer, tasks={"train": 20, "test": 2})
+    NativeTrainer().export(run.path, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "12+34"}], add_generation_prompt=True)
+    ids = list(prompt["input_ids"] if isinstance(prompt, Mapping) else prompt)
+    said = model.generate(torch.tensor([ids]), max_new_tokens=8, min_new_tokens=8, do_sample=False)[0, len(ids) :]
+    llm = LLM(str(tmp_path / "model"), dtype="float32", enforce_eager=True, max_model_len=128)
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    try:
+        (output,) = llm.generate([TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+    assert list(output.outputs[0].token_ids) == said.tolist()
