@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -32,10 +33,20 @@ def make(prepared: Prepared, run: RunDirectory, folder: Path, *, resume: bool, p
     """Make the model, evaluate it, and leave a copy that no later checkpoint replaces."""
     recipe = native_recipe(prepared.recipe)
     NativeTrainer().train(replace(prepared, recipe=recipe), run, resume=resume, progress=progress)
+    _leave_the_gpu()
     step = recipe.trainer_settings().sft.steps
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     shutil.copytree(run.checkpoints / f"step-{step:06}" / "model", aside)
     aside.rename(folder)
+
+
+def _leave_the_gpu() -> None:
+    """Give back what PyTorch keeps of a GPU's memory: OpenRLHF's processes fill it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def located(path: str) -> str:
