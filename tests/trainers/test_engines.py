@@ -20,6 +20,7 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.sampler import draw
 from agentgym_trainers.engines.scripted import ScriptedEngine
+from agentgym_trainers.engines.slots import SlotLayer
 
 Tiny = tuple[Any, ChatFormat]
 SHAPE: dict[str, Any] = {
@@ -149,6 +150,32 @@ def test_a_shared_prompt_is_computed_once() -> None:
             subject.exact(PROMPTS[2], one)
     assert widths[:2] == [(1, len(PROMPTS[2])), (6, 1)]
     assert len({tuple(one.ids) for one in made}) == 6
+
+
+def test_a_long_prompt_does_not_pad_the_short_ones() -> None:
+    model, widths = contract_model(tied=True), []
+    model.model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    prompts = [[number, *PROMPTS[0]] for number in range(3, 13)] + [PROMPTS[0] * 14]
+    for subject in hf(model, batching="lockstep"):
+        answers = subject.run(subject.ask_all(prompts))
+        computed = sum(rows * width for rows, width in widths if width > 1)
+        assert computed == sum(map(len, prompts))
+        for prompt, made in zip(prompts, answers, strict=True):
+            subject.exact(prompt, made)
+
+
+def test_the_buffer_of_keys_grows_with_its_rows_and_keeps_what_it_has() -> None:
+    layer = SlotLayer()
+    layer.lazy_initialization(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    for size in range(1, 200):
+        layer.reserve(size, size)
+        layer.keys[:size, :, size - 1] = size
+        rows, _, columns, _ = layer.keys.shape
+        assert size <= rows <= 1.125 * size
+        assert size <= columns <= 1.125 * size + 16
+    assert torch.equal(layer.keys[0, 0, :199, 0], torch.arange(1.0, 200.0))
 
 
 async def sample(

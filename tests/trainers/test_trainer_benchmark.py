@@ -39,9 +39,14 @@ def test_heavy_tails_and_plain_latencies_take_their_time() -> None:
         env.step('<tool_call>\n{"name": "calc", "arguments": {"expression": "1+2"}}\n</tool_call>')
 
 
-def test_ratios_compare_with_the_better_of_our_schedules() -> None:
+def test_ratios_compare_the_better_of_our_schedules_with_the_better_of_their_modes() -> None:
     found = {
-        "0.05": {"ours, in turns": figures(2.0), "ours, overlapping": figures(1.0), "TRL": figures(6.0)},
+        "0.05": {
+            "ours, in turns": figures(2.0),
+            "ours, overlapping": figures(1.0),
+            "TRL": figures(6.0),
+            "TRL, vLLM": figures(7.0),
+        },
         "heavy": {"ours, in turns": figures(3.0), "ours, overlapping": figures(2.0)},
     }
     made = ratios(found)
@@ -50,6 +55,26 @@ def test_ratios_compare_with_the_better_of_our_schedules() -> None:
         ("TRL's step against ours, tools 0.05 s", ">= 5", "6.00", "met"),
         ("a step in turns against one that overlaps, heavy-tailed tools", ">= 1.6", "1.50", "MISSED"),
     ]
-    assert table(found).row_count == 5
+    assert table(found).row_count == 6
     assert figures(2.0).reward == pytest.approx(0.4)
     assert figures(2.0).sampled_per_cpu_second == pytest.approx(1000.0)
+
+
+def test_sampling_is_compared_with_each_of_their_modes() -> None:
+    found = {
+        "0": {
+            "ours, in turns": figures(1.0),
+            "ours, overlapping": figures(4.0),
+            "TRL": figures(8.0),
+            "TRL, vLLM": figures(2.0),
+        }
+    }
+    made = ratios({**found, "heavy": {name: figures(2.0) for name in ("ours, in turns", "ours, overlapping")}})
+    rows = list(zip(*(column.cells for column in made.columns), strict=True))
+    assert rows[:5] == [
+        ("TRL's step against ours, tools 0 s", ">= 2", "2.00", "met"),
+        ("sampled tokens per CPU second against TRL's", ">= 3", "8.00", "met"),
+        ("sampled tokens per CPU second against TRL, vLLM's", ">= 1.2", "2.00", "met"),
+        ("trained tokens per second against TRL's", ">= 1.3", "2.00", "met"),
+        ("TRL's peak memory against ours", ">= 1.25", "2.00", "met"),
+    ]

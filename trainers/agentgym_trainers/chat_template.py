@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +22,7 @@ ANSWER = f"{OPEN}answer{CLOSE}"
 QUESTION: Shown = {"role": "user", "content": "question"}
 _CALL_ID = "agentgym0"  # Mistral's templates want nine letters or digits
 _PROBE = 'a"b\nc'
+_REMEMBERED = 256
 _OPENER = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
@@ -47,6 +49,7 @@ class Template:
         self._tokenizer = tokenizer
         self._refused: set[str] = set()
         self._joins = False
+        self._rendered = lru_cache(_REMEMBERED)(self._render)
         answered = [QUESTION, {"role": "assistant", "content": ANSWER}]
         self.render(answered, generate=True)
         trials = {"system": [_probe("system"), QUESTION], "tool": [*answered, _probe("tool")]}
@@ -73,12 +76,14 @@ class Template:
         Raises:
             ChatFormatError: the template refuses it.
         """
+        return self._rendered(json.dumps([list(self._adapted(messages)), [dict(tool) for tool in tools], generate]))
+
+    def _render(self, given: str) -> str:
+        """Render messages, tools and whether to generate, as JSON; episodes alike ask for the same again and again."""
+        messages, tools, generate = json.loads(given)
         try:
             rendered: str = self._tokenizer.apply_chat_template(
-                list(self._adapted(messages)),
-                tools=[dict(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=generate,
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=generate
             )
         except (TemplateError, TypeError) as error:
             reason = " ".join(str(error).split())

@@ -24,6 +24,7 @@ from agentgym_trainers.asynchronous import Asynchronous
 from agentgym_trainers.build import Parts, build
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from agentgym_trainers.collect import Collector, LockStep
+from agentgym_trainers.heap import share_heap
 from agentgym_trainers.native import Progress
 from agentgym_trainers.optimizer import CollapseError
 from agentgym_trainers.reporting import Metrics, Stopwatch, difficulties_of, resources, rollout_metrics
@@ -72,6 +73,7 @@ class Trainer:
 
     def train(self, *, resume: bool) -> None:
         """Run all phases."""
+        share_heap()
         if self.settings.compute.threads:
             torch.set_num_threads(self.settings.compute.threads)
         self.world = World.join(self.settings.compute.device)

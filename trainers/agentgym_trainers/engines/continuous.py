@@ -17,6 +17,8 @@ from agentgym_trainers.engines.sampler import Drawing, Request, Row
 from agentgym_trainers.engines.slots import KeysValues, SlotCache
 
 Result = tuple[Request, Generation | Exception]
+_PADDING = 64
+"""Tokens of padding that cost less than another batch does."""
 
 
 class ContinuousBatch:
@@ -90,6 +92,7 @@ class ContinuousBatch:
                 self._cache.load(start + index, *found)
         logits_BV = self._forward(start, ids_BQ, position_BQ)
         self.rows += leaders
+        self._cache.reserve(start + sum(len(rows) for rows, _ in work))
         source_B = list(range(len(leaders)))
         for index, (rows, _) in enumerate(work):
             for follower in rows[1:]:
@@ -148,12 +151,14 @@ class ContinuousBatch:
 def _portions(
     contexts: Sequence[tuple[int, ...]], new: dict[tuple[int, ...], int], budget: int
 ) -> list[list[tuple[int, ...]]]:
-    """Cut contexts, ordered by their new tokens, where a batch would exceed the budget or be mostly padding."""
-    cuts = [0]
+    """Cut contexts, ordered by their new tokens, where a batch would exceed the budget or compute much padding."""
+    cuts, tokens = [0], 0
     for index, context in enumerate(contexts):
-        first, count = contexts[cuts[-1]], index - cuts[-1] + 1
-        if count > 1 and (new[context] * count > budget or new[context] > 4 * new[first] + 64):
+        cells = new[context] * (index - cuts[-1] + 1)
+        tokens += new[context]
+        if cells > tokens and (cells > budget or cells > tokens + tokens // 4 + _PADDING):
             cuts.append(index)
+            tokens = new[context]
     return [list(contexts[start:stop]) for start, stop in pairwise([*cuts, len(contexts)])] if contexts else []
 
 

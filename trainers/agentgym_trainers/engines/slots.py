@@ -39,12 +39,12 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
         return found[0], found[1]
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Grow, geometrically, to hold so many rows and columns."""
+        """Grow to hold so many rows and columns, and an eighth more: attention reads more than that copies."""
         had_rows, _, had_columns, _ = self.keys.shape
         if rows <= had_rows and columns <= had_columns:
             return
-        rows = had_rows if rows <= had_rows else max(rows, had_rows + had_rows // 2)
-        columns = had_columns if columns <= had_columns else columns + max(32, columns // 2)
+        rows = had_rows if rows <= had_rows else rows + rows // 8
+        columns = had_columns if columns <= had_columns else columns + max(16, columns // 8)
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
@@ -96,10 +96,14 @@ class SlotCache:
         mask = next(iter(masks.values())) if len(masks) == 1 else masks
         return {"attention_mask": mask, "position_ids": plan.position_BQ, self._argument: self.cache}
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first tokens of one row over another's."""
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows at once, after the first forward pass."""
         for layer in self._layers:
-            layer.reserve(target + 1, length + 1)
+            layer.reserve(rows, layer.keys.shape[2])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one row over another's, for which there is room."""
+        for layer in self._layers:
             for room in (layer.keys, layer.values):
                 room[target, :, :length] = room[source, :, :length]
 
