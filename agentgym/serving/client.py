@@ -38,7 +38,10 @@ class RemoteEnv(gymnasium.Env[Observation, Message | str]):
 
         given = token if token is not None else os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {given}"} if given else {}
-        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout_s, trust_env=False)
+        base = url.rstrip("/")
+        # Certificates take a while to load, and a server without TLS needs none.
+        verify = base.startswith("https:")
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout_s, verify=verify, trust_env=False)
         self._session: str | None = None
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()

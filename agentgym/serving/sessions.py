@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from pydantic import Field
 
 from agentgym.env import AgentEnv
 from agentgym.errors import AgentgymError
+from agentgym.serving.shared_tasks import shared
 from agentgym.serving.wire import Action, Reset, Seen, State, seen
+from agentgym.task import TaskSet
 from agentgym.types import Record
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,8 @@ class Sessions:
         self._make_env = make_env
         self._open: dict[str, Session] = {}
         self._beginning = 0
+        self._tasks: TaskSet | None = None
+        self._making = threading.Lock()
         self._threads = ThreadPoolExecutor(self.bounds.threads, thread_name_prefix="turn")
         self.counts = {"begun": 0, "ended": 0, "expired": 0, "refused": 0, "turns": 0, "episodes": 0, "errors": 0}
         self.turn_seconds = 0.0
@@ -105,7 +110,7 @@ class Sessions:
             raise FullError(f"the server has {self.bounds.sessions} sessions, as many as it allows; try again later")
         self._beginning += 1
         try:
-            env = await self._in_thread(self._make_env)
+            env = await self._in_thread(self._made)
         finally:
             self._beginning -= 1
         session = Session(secrets.token_urlsafe(24), env)
@@ -169,6 +174,14 @@ class Sessions:
         for error in filter(None, ended):
             logger.error("a session could not be closed", exc_info=error)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _made(self) -> AgentEnv:
+        env = self._make_env()
+        with self._making:
+            if self._tasks is None:
+                self._tasks = shared(env.tasks)
+        env.tasks = self._tasks
+        return env
 
     async def _turn(self, session: Session, call: Callable[[], Result]) -> Result:
         async with session.turn:

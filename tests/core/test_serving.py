@@ -30,6 +30,7 @@ from agentgym.serving.client import RemoteEnv
 from agentgym.serving.server import serve
 from agentgym.serving.sessions import Bounds, CrashError, FullError, Sessions
 from agentgym.serving.wire import Action, Reset
+from agentgym.task import Task, TaskSet
 from agentgym.testing import ToyEnv, toy_task
 from agentgym.types import Message, ToolCall
 
@@ -333,6 +334,26 @@ def test_a_client_that_is_killed_loses_its_session_and_nobody_elses() -> None:
         assert "agentgym_sessions 1.0" in client.get("/metrics").text
         assert mine.step("x")[2] is False
         mine.close()
+
+
+def test_a_task_is_made_once_for_all_sessions_and_a_malformed_one_fails_each_time() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[Task]:
+        for seed in range(6):
+            made.append(seed)
+            if seed == 5:
+                raise TaskError("line 5 is malformed")
+            yield toy_task(seed)
+
+    with running(lambda: ToyEnv(TaskSet("toys", source))) as url, ask(url) as client:
+        for _ in range(3):
+            found = client.post("/sessions", json={"task": "toy-3"})
+            assert found.json()["observation"]["info"]["task_id"] == "toy-3"
+        assert made == [0, 1, 2, 3]
+        for _ in range(2):
+            assert "line 5 is malformed" in client.post("/sessions", json={"seed": 1}).text
+        assert made == [0, 1, 2, 3, 4, 5]
 
 
 def test_turns_of_one_session_never_overlap() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -16,8 +19,9 @@ from agentgym_envs.code.tasks import GENERATED as CODE
 from agentgym_envs.puzzles.tasks import FAMILIES as PUZZLES
 from benchmarks.bundled import Bundled, bundled, bundled_ids
 from benchmarks.conformance import AGENTS, END, PAGE, Effort, Line, Score, measure, shown_lines, table, with_lines
+from benchmarks.crowd import crowd, temporary_files
 
-SOME = 5
+SOME = 2
 """Attacks where each takes a sandbox; `agentgym redteam` makes all, and tests/redteam all those of each grader."""
 ROWS = [
     pytest.param(one, id=one.name, marks=[pytest.mark.docker] if one.backend == "docker" else []) for one in bundled()
@@ -112,3 +116,34 @@ def test_the_page_has_a_line_for_every_family_and_a_figure_for_every_agent() -> 
         nothing, *ignorant, expert = line.strip("| ").split(" | ")[-len(AGENTS) :]
         assert all(cell.startswith("0.0 [0, ") for cell in (nothing, *([] if "†" in family else ignorant))), line
         assert expert.startswith("100.0 ["), line
+
+
+@pytest.mark.parametrize("row", ROWS, indirect=True)
+def test_a_crowd_plays_at_once_on_a_server_and_leaves_nothing_behind(row: Bundled) -> None:
+    with temporary_files():
+        found = crowd(row, 4 if row.backend == "docker" else 16)
+    assert found.is_well, found
+    assert found.at_once == found.episodes
+
+
+def test_a_crowd_that_fails_or_leaves_something_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[IO[str]] = []
+
+    class Leaking(ToyEnv):
+        """Keeps a file open, and breaks on one task."""
+
+        def oracle(self, task: Task) -> Sequence[str]:
+            return ["```answer\nwrong\n```"] if task.id == "toy-0" else super().oracle(task)
+
+        def close(self) -> None:
+            kept.append(Path("/dev/null").open())  # noqa: SIM115 -- this is the leak
+            super().close()
+
+    registry.register("tests/Leaking-v0", Leaking)
+    monkeypatch.setattr("benchmarks.crowd._SETTLE_S", 0.5)
+    found = crowd(Bundled("tests/Leaking-v0"), 20)
+    for one in kept:
+        one.close()
+    assert not found.is_well
+    assert (found.solved, found.at_once) == (19, 20)
+    assert found.left["files"] >= 20
