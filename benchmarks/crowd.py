@@ -24,6 +24,7 @@ from rich.progress import Progress
 from agentgym.errors import AgentgymError
 from agentgym.serving.app import create_app
 from agentgym.serving.client import RemoteEnv
+from agentgym.serving.patience import KEPT_S
 from agentgym.serving.sessions import Bounds, Sessions
 from agentgym.task import Task
 from benchmarks.bundled import Bundled, Furnished
@@ -208,7 +209,10 @@ def _round(
         return reward
 
     application = create_app(sessions, None, name="crowd")
-    with serving(application, backlog=2 * episodes) as url, ThreadPoolExecutor(episodes) as pool:
+    with (
+        serving(application, backlog=2 * episodes, timeout_keep_alive=KEPT_S) as url,
+        ThreadPoolExecutor(episodes) as pool,
+    ):
         found = list(pool.map(play, range(episodes), [url] * episodes))
     return found, most
 

@@ -8,6 +8,8 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+KEPT_S = 30
+"""For an idle connection. Clients that forget it sooner, as httpx does after 5 s, never write to a closing one."""
 _DISCARDED = 8
 """So many times the largest body are read and thrown away, for a client to hear the answer."""
 

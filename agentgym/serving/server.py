@@ -52,7 +52,7 @@ def serve(
         import uvicorn
 
         from agentgym.serving.app import create_app
-        from agentgym.serving.patience import impatient
+        from agentgym.serving.patience import KEPT_S, impatient
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
 
@@ -72,6 +72,7 @@ def serve(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_DRAIN_S,
+            timeout_keep_alive=KEPT_S,
             http=impatient(sessions.bounds.patience_s),
             ws_max_size=sessions.bounds.message_bytes,
         )

@@ -127,6 +127,14 @@ def test_a_body_that_comes_byte_by_byte_holds_nobody_up() -> None:
         assert sessions(client) == 0.0
 
 
+def test_a_connection_outlives_the_time_after_which_clients_forget_it() -> None:
+    with running() as url, dial(url) as line:
+        for wait_s in (6.0, 0.0):
+            line.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert line.recv(65536)[9:12] == b"200"
+            time.sleep(wait_s)
+
+
 def test_hundreds_of_connections_that_say_nothing_keep_nobody_out() -> None:
     with running(patience_s=2.0) as url, ExitStack() as lines:
         silent = [lines.enter_context(dial(url)) for _ in range(300)]

@@ -13,7 +13,7 @@ import uvicorn
 
 from agentgym.env import AgentEnv
 from agentgym.serving.app import create_app
-from agentgym.serving.patience import impatient
+from agentgym.serving.patience import KEPT_S, impatient
 from agentgym.serving.sessions import Bounds, Sessions
 from agentgym.testing import ToyEnv
 
@@ -25,7 +25,7 @@ def running(make_env: Callable[[], AgentEnv] = ToyEnv, *, token: str | None = TO
     """Run a real server in a thread and yield its URL."""
     sessions = Sessions(make_env, Bounds(**bounds))
     config = uvicorn.Config(create_app(sessions, token, name="toy"), port=0, log_config=None,
-                            http=impatient(sessions.bounds.patience_s),
+                            http=impatient(sessions.bounds.patience_s), timeout_keep_alive=KEPT_S,
                             ws_max_size=sessions.bounds.message_bytes)  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
