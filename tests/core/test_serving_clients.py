@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,15 @@ def test_a_body_that_comes_byte_by_byte_holds_nobody_up() -> None:
 
 
 def test_a_connection_outlives_the_time_after_which_clients_forget_it() -> None:
-    with running() as url, dial(url) as line:
+    with running() as url, closing(HTTPConnection(url.removeprefix("http://"), timeout=30)) as line:
+        line.connect()
+        first = line.sock
         for wait_s in (6.0, 0.0):
-            line.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert line.recv(65536)[9:12] == b"200"
+            line.request("GET", "/health")
+            with line.getresponse() as found:
+                assert (found.status, found.read()) == (200, b'{"status":"healthy"}')
             time.sleep(wait_s)
+        assert line.sock is first
 
 
 def test_hundreds_of_connections_that_say_nothing_keep_nobody_out() -> None:
