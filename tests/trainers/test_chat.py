@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agentgym.errors import UnknownNameError
 from agentgym.tokens import TokenKind
 from agentgym.types import Message
+from agentgym_trainers.chat import SYNTAX as MARKS
 from agentgym_trainers.chat import ChatFormat, ChatFormatError
 from agentgym_trainers.tokenizer import build_tokenizer
 
@@ -49,7 +50,7 @@ NASTY = [
 ]  # fmt: skip
 SYNTAX = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"]
 said = st.one_of(st.text(min_size=1), st.lists(st.sampled_from(NASTY), min_size=1).map("".join)).map(str.strip)
-answers = said.filter(lambda text: text and not any(one in text for one in SYNTAX))
+answers = said.filter(lambda text: text and not MARKS.search(text))
 contents = st.one_of(said, st.lists(st.sampled_from(SYNTAX), min_size=1).map("".join)).filter(bool)
 observations = st.lists(
     st.builds(Message, role=st.sampled_from(["user", "tool"]), content=contents), min_size=1, max_size=3

@@ -21,7 +21,7 @@ from agentgym_trainers.chat_text import ChatFormatError, TextEncoder
 
 __all__ = ["ChatFormat", "ChatFormatError", "Piece", "TextEncoder"]
 
-_SYNTAX = re.compile(
+SYNTAX = re.compile(
     r"</?think>|</?tool_call>|\[(?:TOOL_CALLS|CALL_ID|ARGS)\]|<\|python_tag\|>|<｜tool▁(?:calls?▁(?:begin|end)|sep)｜>"
 )
 """Control tokens that are part of what an assistant says, and not of how its turn is delimited."""
@@ -62,7 +62,7 @@ class ChatFormat:
         self._unsaid = {
             number
             for number, one in tokenizer.added_tokens_decoder.items()
-            if one.special and not _SYNTAX.fullmatch(one.content)
+            if one.special and not SYNTAX.fullmatch(one.content)
         }
         check_prefixes(self.template)
         self._ends = tuple(dict.fromkeys((self._find_end("user"), self._find_end("tool"))))
@@ -125,7 +125,7 @@ class ChatFormat:
             text = f"\n{THOUGHT_END}\n\n{text}"
         ids: list[int] = []
         place = 0
-        for found in _SYNTAX.finditer(text):
+        for found in SYNTAX.finditer(text):
             ids += [*self.encode_text(text[place : found.start()]), *self._template_ids(found.group())]
             place = found.end()
         return [*ids, *self.encode_text(text[place:]), self.end_id]
