@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +21,19 @@ from agentgym.errors import RecipeError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
 from agentgym.sampling import ShuffledSampler, derive_seed
-from agentgym_trainers.bridges.openrlhf import fields
-from agentgym_trainers.bridges.openrlhf.argv import Files, arguments
+from agentgym_trainers.bridges.openrlhf import fields, submit
+from agentgym_trainers.bridges.openrlhf.argv import Files, arguments, spell
 from agentgym_trainers.bridges.openrlhf.dataset import evaluation_rows, training_rows
 from agentgym_trainers.bridges.openrlhf.events import Events, translate
-from agentgym_trainers.bridges.openrlhf.launch import OpenRLHFTrainer
+from agentgym_trainers.bridges.openrlhf.follow import Follower
+from agentgym_trainers.bridges.openrlhf.launch import Launch, OpenRLHFTrainer
 from agentgym_trainers.bridges.openrlhf.options import Options, Settings
 from agentgym_trainers.bridges.openrlhf.placement import Placement
 from agentgym_trainers.bridges.openrlhf.refusals import refuse, refuse_parts
 from agentgym_trainers.bridges.openrlhf.rows import Row, digest
 from agentgym_trainers.bridges.openrlhf.start import native_recipe
 from agentgym_trainers.bridges.openrlhf.submit import Job, TrainingFailedError, lines
+from agentgym_trainers.checkpoint import Checkpoints
 from agentgym_trainers.settings import TrainerSettings
 
 FILES = Files(Path("/run/openrlhf"), "/models/start")
@@ -180,6 +187,12 @@ def test_grpo_with_a_kl_term_becomes_these_options() -> None:
     assert found["reward.clip_range"] == ["-1000000", "1000000"]
 
 
+def test_numbers_are_spelled_in_full() -> None:
+    assert spell({"actor.adam.lr": 1e-14, "a": 2.0, "b": 0.1, "c": 1e-6}) == [
+        "--actor.adam.lr", "0.00000000000001", "--a", "2.0", "--b", "0.1", "--c", "0.000001",
+    ]  # fmt: skip
+
+
 def test_without_a_kl_term_no_reference_is_kept() -> None:
     found = options(recipe())
     assert found["algo.kl.init_coef"] == ["0.0"]  # its own default is another
@@ -219,6 +232,12 @@ def test_overlap_takes_gpus_apart_and_a_critic_takes_some_too() -> None:
         ({**VALUED, "policy": {"advantage": "gae"}}, "lam is 0.95: it discounts over what the environment printed"),
         ({**VALUED, "policy": {"advantage": "gae", "advantage_options": {"level": "turn"}}}, "no credit of turns"),
         ({"lora": {"rank": 4}}, "does not hand them to vLLM"),
+        ({"policy": {"steps": 0}}, "steps is 0, which leaves nothing to it"),
+        ({"policy": {"steps": 2, "optim": {"warmup_steps": 5}}}, "warmup_steps is 5, .* the training's 2 updates"),
+        (
+            {"schedule": {"max_staleness": 1}, "checkpoint": {"best": "eval/pass@1"}},
+            "chosen among the steps that have a checkpoint, every 10, and an evaluation, every 0",
+        ),
         ({"checkpoint": {"best": "eval/pass@2"}}, "its evaluations report eval/pass@1"),
         ({"watch": {"stop": [{"metric": "train/drift", "above": 1.0}]}}, "it does not report train/drift"),
     ],
@@ -362,6 +381,91 @@ def test_event_files_become_metrics_a_step_later_or_at_the_end(tmp_path: Path) -
     writer.close()
 
 
+def test_event_files_that_did_not_grow_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    reads, reload = [], EventAccumulator.Reload
+
+    def counted(self: Any) -> Any:
+        reads.append(self)
+        return reload(self)
+
+    monkeypatch.setattr(EventAccumulator, "Reload", counted)
+    with SummaryWriter(str(tmp_path)) as writer:
+        events = Events(tmp_path)
+        for step in (1, 2):
+            writer.add_scalar("train/outcome", 0.5, step)
+            writer.flush()
+            told = [one.step for _ in range(3) for one in events.read()]
+    assert (told, len(reads)) == ([1], 2)
+    assert [one.step for one in events.read(all_written=True)] == [2]
+
+
+def follower(tmp_path: Path, trainer: Mapping[str, Any], **sections: Any) -> tuple[Launch, Follower]:
+    """A run whose model is a folder of two files, and what follows its training."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (model / name).write_text("{}")
+    one = recipe({"model": {"path": str(model)}, **trainer}, **sections)
+    launch = Launch.of(one.prepare(), RunDirectory.create(tmp_path, one, name="run"))
+    return launch, Follower(launch.prepared, launch.run, launch.settings, launch.files, None)
+
+
+def saved(launch: Launch, step: int) -> None:
+    """What OpenRLHF leaves of a step."""
+    folder = launch.files.checkpoints
+    shutil.copytree(launch.files.model, folder / f"global_step{step}_hf")
+    (folder / "_actor").mkdir(exist_ok=True)
+    (folder / "_actor" / "latest").write_text(f"global_step{step}")
+
+
+def test_where_sampling_overlaps_learning_a_checkpoint_waits_for_its_evaluation(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    policy = {"steps": 8, "tasks_per_step": 4, "attempts": 2}
+    trainer = {
+        "policy": policy, "schedule": {"max_staleness": 2}, "checkpoint": {"every": 2, "keep": 3, "best": "eval/pass@1"}
+    }  # fmt: skip
+    launch, following = follower(tmp_path, trainer, evaluation={"every": 2})
+    assert options(launch.prepared.recipe)["ckpt.best_metric_key"] == ["none"]
+    with following.begin(0), SummaryWriter(str(launch.files.metrics / "run")) as writer:
+        saved(launch, 2)
+        for step in range(1, 6):
+            writer.add_scalar("train/rollout/reward_mean", 0.5, step)
+            if step == 4:  # told after the steps that were ready before it
+                writer.flush()
+                following.look()
+                writer.add_scalar("eval/eval_test_pass1", 0.75, 2)
+        writer.flush()
+        following.look()
+    (kept,) = Checkpoints(launch.run.checkpoints, 3).all()
+    assert (kept.step, kept.score) == (2, 0.75)
+
+
+def test_a_training_that_is_done_is_not_begun_anew(tmp_path: Path) -> None:
+    launch, _ = follower(tmp_path, {"policy": {"steps": 2, "tasks_per_step": 4}, "checkpoint": {"every": 2}})
+    saved(launch, 2)
+    launch.train(resume=True, progress=None)
+    assert [one.step for one in Checkpoints(launch.run.checkpoints, 2).all()] == [2]
+    assert not (launch.files.folder / "log.txt").exists()
+
+
+def test_files_that_only_this_folder_knows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").touch()
+    for path, fine in (("rows/a.jsonl", False), (str(tmp_path / "rows" / "a.jsonl"), True), ("rows", True)):
+        environment = {"id": "agentgym/Calculator-v0", "options": {"files": [{"path": path}]}}
+        one = Recipe.parse({**recipe().model_dump(mode="json"), "environment": environment})
+        if fine:
+            refuse(one, one.trainer_settings())
+            continue
+        with pytest.raises(RecipeError, match=rf"environment.options.files.path is .* say '{tmp_path}/rows/a.jsonl'"):
+            refuse(one, one.trainer_settings())
+
+
 def test_a_figure_without_a_name_of_ours_keeps_its_own() -> None:
     assert translate({"train/vllm_kl": 0.1, "eval/eval_num_samples": 4.0}) == {
         "openrlhf/vllm_kl": 0.1, "openrlhf/eval/eval_num_samples": 4.0,
@@ -387,6 +491,41 @@ def test_a_job_ends_with_its_block(tmp_path: Path) -> None:
     with job.running() as process:
         assert process.poll() is None
     assert process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import time; time.sleep(600)", "no answer within 1 s"),
+        ("raise SystemExit('no such cluster')", "no such cluster"),
+    ],
+)
+def test_a_cluster_that_does_not_end_a_job_is_told_and_nothing_goes_on_here(
+    program: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(submit, "_GRACE_S", 1.0)
+    monkeypatch.setattr(submit, "_RAY", (sys.executable, "-c", program))
+    job = Job(["--a"], "http://head:8265", "name", tmp_path / "log.txt")
+    with pytest.raises(KeyboardInterrupt), job.running() as process:
+        raise KeyboardInterrupt
+    assert process.returncode is not None
+    assert f"the job name may go on, for http://head:8265 did not end it: {reason}; end it with:" in caplog.text
+
+
+def test_an_impatient_second_interrupt_leaves_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "openrlhf" / "cli" / "train_ppo_ray.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import signal, time\nsignal.signal(2, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(600)\n")
+    (tmp_path / "openrlhf" / "__init__.py").touch()
+    job = Job([], None, "name", tmp_path / "log.txt")
+    running = job.running()
+    process = running.__enter__()
+    while "deaf" not in job.log.read_text():
+        time.sleep(0.05)
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        running.__exit__(None, None, None)
+    assert process.poll() is not None
 
 
 def test_settings_are_the_native_ones_and_one_section_more() -> None:
@@ -441,11 +580,12 @@ class TestItsOwnParser:
         ended = stop.make_context("stop", job.stop[job.stop.index("stop") + 1 :]).params
         assert (ended["address"], ended["job_id"]) == ("http://head:8265", "run-0")
 
-    def test_no_option_is_one_that_it_has_by_default(self) -> None:
-        """An abbreviation or a default that changes under us would show here."""
+    def test_no_option_is_an_abbreviation_of_one_that_it_has(self) -> None:
         from agentgym_trainers.bridges.openrlhf.parser import check
 
         found = check(words(recipe()))
+        for name in options(recipe()):
+            assert hasattr(attrgetter(name.rpartition(".")[0])(found), name.rpartition(".")[2])
         assert (found.algo.kl.init_coef, found.data.max_len, found.eval.n_samples_per_prompt) == (0.0, 1024, 1)
         assert found.actor.lr_scheduler == "constant_with_warmup"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from agentgym.recipe import Recipe
@@ -109,11 +110,7 @@ def spell(flags: Mapping[str, Value]) -> list[str]:
 
 def _text(value: str | float) -> str:
     # Not 1e-06: argparse takes a negative number in that notation for an option.
-    return (
-        f"{value:.12f}".rstrip("0").rstrip(".") + ("" if value % 1 else ".0")
-        if isinstance(value, float)
-        else str(value)
-    )
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
 
 
 def _updates(settings: Settings) -> int:
@@ -263,7 +260,10 @@ def _evaluation(recipe: Recipe, settings: Settings, files: Files) -> Flags:
 
 def _best(recipe: Recipe, settings: Settings) -> str:
     best = settings.checkpoint.best
-    return "none" if best is None else f"eval_{recipe.evaluation.split}_pass{best.rpartition('@')[2]}"
+    # Where sampling overlaps learning, what it saves as the best are weights of a later step than it evaluated.
+    if best is None or settings.schedule.max_staleness:
+        return "none"
+    return f"eval_{recipe.evaluation.split}_pass{best.rpartition('@')[2]}"
 
 
 def _checkpoints(settings: Settings, files: Files, *, resume: bool) -> Flags:

@@ -80,6 +80,9 @@ class Events:
     folder: Path
     _done: dict[str, int] = field(default_factory=dict)
     """The last step told of, for training and for evaluations."""
+    _size: int = 0
+    """Bytes, when they were last read."""
+    _found: dict[tuple[int, str], Metrics] = field(default_factory=dict)
 
     @staticmethod
     def check() -> None:
@@ -105,8 +108,9 @@ class Events:
                 yield Told(step, translate(found))
 
     def _scalars(self) -> dict[tuple[int, str], Metrics]:
-        if not any(self.folder.glob("*tfevents*")):
-            return {}
+        size = sum(one.stat().st_size for one in self.folder.glob("*tfevents*"))
+        if size == self._size:  # it writes every two minutes, and is looked at every two seconds
+            return self._found
         from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
         kept = EventAccumulator(str(self.folder), size_guidance={SCALARS: 0})
@@ -116,4 +120,5 @@ class Events:
             kind = tag.partition("/")[0]
             for event in kept.Scalars(tag):
                 found.setdefault((event.step, kind), {})[tag] = event.value
+        self._size, self._found = size, found
         return found

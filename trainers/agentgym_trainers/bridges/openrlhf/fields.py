@@ -102,7 +102,9 @@ FIELDS: Mapping[str, Treatment] = {
     "checkpoint.every": _option("`--ckpt.save_steps`"),
     "checkpoint.sft_every": _WARM,
     "checkpoint.keep": _option("`--ckpt.max_num`"),
-    "checkpoint.best": _option("`--ckpt.best_metric_key`"),
+    "checkpoint.best": _option(
+        "`--ckpt.best_metric_key`; where sampling overlaps learning, it is chosen among checkpoints of evaluated steps"
+    ),
     "watch.window": Treatment("run", "trends of outcome and step reward"),
     "watch.stop": Treatment("run", "rules on metrics that OpenRLHF reports; it is ended when one is broken"),
 }

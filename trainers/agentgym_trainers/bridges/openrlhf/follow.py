@@ -125,9 +125,11 @@ class Follower:
             "config.json",
             "tokenizer_config.json",
         }
+        # An evaluation is told after the steps that were sampled ahead of it.
+        behind = max(1, self._settings.schedule.max_staleness)
         for folder in sorted(self._files.checkpoints.glob(f"*{_TAG}*_hf"), key=_step_of):
             whole = wanted <= {one.name for one in folder.iterdir()}
-            if whole and (ended or _step_of(folder) < self._seen):
+            if whole and (ended or _step_of(folder) + behind <= self._seen):
                 self._keep(_step_of(folder), folder)
 
     def _keep(self, step: int, folder: Path) -> None:

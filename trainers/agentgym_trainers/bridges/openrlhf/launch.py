@@ -127,6 +127,9 @@ class Launch:
             make(self.prepared, self.run, Path(self.files.model), resume=resume, progress=progress)
         follower = Follower(self.prepared, self.run, self.settings, self.files, progress)
         done = follower.steps_saved() if resume else 0
+        if done >= self.settings.policy.steps:  # all that may be left is to keep what it saved
+            with follower.begin(done):
+                return
         words = self.write(resume=bool(done))
         parser.check(words)
         with follower.begin(done), self._job(words, done).running() as process:

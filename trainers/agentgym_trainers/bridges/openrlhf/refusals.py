@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from math import lcm
+from pathlib import Path
+from typing import Any
 
 from agentgym.errors import RecipeError
 from agentgym.recipe import Prepared, Recipe
@@ -28,6 +32,8 @@ def refuse(recipe: Recipe, settings: Settings) -> None:
         *_loss(settings),
         *_critic(settings),
         *_machines(settings),
+        *_steps(recipe, settings),
+        *_places(recipe),
         *_figures(recipe, settings),
     ):
         raise RecipeError(f"{_CANNOT}: {reason}")
@@ -137,6 +143,52 @@ def _machines(settings: Settings) -> Iterator[str]:
     for name, wanted in (("dynamic_batch", bool(options.dynamic_batch)), ("ring", options.ring > 1)):
         if wanted and compute.packing == "none":
             yield f"trainer.openrlhf.{name} needs packed rows; set trainer.compute.packing to rows"
+
+
+def _steps(recipe: Recipe, settings: Settings) -> Iterator[str]:
+    policy, checkpoint, evaluated = settings.policy, settings.checkpoint, recipe.evaluation.every
+    if not policy.steps:
+        yield "trainer.policy.steps is 0, which leaves nothing to it; set it, or train natively"
+    updates = policy.steps * policy.epochs * policy.minibatches
+    for name, section in (("policy", policy), ("critic", settings.critic)):
+        if section is not None and section.optim.warmup_steps > updates:
+            yield (
+                f"trainer.{name}.optim.warmup_steps is {section.optim.warmup_steps}, and it warms up within the "
+                f"training's {updates} updates; lower it"
+            )
+    # Its evaluation after the last step is left out there.
+    if checkpoint.best and settings.schedule.max_staleness and not 0 < lcm(evaluated, checkpoint.every) < policy.steps:
+        yield (
+            f"trainer.checkpoint.best is chosen among the steps that have a checkpoint, every {checkpoint.every}, and "
+            f"an evaluation, every {evaluated}, where sampling overlaps learning; choose numbers that meet before the "
+            f"last step, {policy.steps}"
+        )
+
+
+def _places(recipe: Recipe) -> Iterator[str]:
+    sections = {"environment.options": recipe.environment.options, "sandbox.options": recipe.sandbox.options}
+    for name, text in _texts(sections):
+        if (os.sep in text or Path(text).suffix) and _seen_from_here(text):
+            yield f"{name} is {text!r}, seen from here, and it rolls out elsewhere; say {str(Path(text).resolve())!r}"
+
+
+def _seen_from_here(text: str) -> bool:
+    try:
+        return not Path(text).is_absolute() and Path(text).exists()
+    except OSError:  # too long for a file's name
+        return False
+
+
+def _texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts in plain data, each with the dotted name of its place."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from _texts(one, f"{where}.{name}" if where else name)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one, where)
 
 
 def _figures(recipe: Recipe, settings: Settings) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from agentgym.errors import AgentgymError
 from agentgym_trainers.bridges.openrlhf.argv import MODULE
 from agentgym_trainers.bridges.openrlhf.options import Options
 
+logger = logging.getLogger(__name__)
 _GRACE_S = 30.0
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
@@ -87,16 +89,28 @@ class Job:
             )
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        if self.address is not None:
-            subprocess.run(
-                self.stop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_GRACE_S, check=False
-            )
-        os.killpg(process.pid, signal.SIGINT)
         try:
-            process.wait(_GRACE_S)
+            if self.address is not None:
+                self._end_on_cluster()
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+        finally:  # also where a person has lost patience meanwhile
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _end_on_cluster(self) -> None:
+        try:
+            told = subprocess.run(self.stop, capture_output=True, text=True, timeout=_GRACE_S, check=False)
+            reason = _last(told.stderr) or f"code {told.returncode}" if told.returncode else ""
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            reason = f"no answer within {_GRACE_S:g} s"
+        if reason:
+            logger.warning(
+                "the job %s may go on, for %s did not end it: %s; end it with: ray job stop --address %s %s",
+                self.name, self.address, reason, self.address, self.name,
+            )  # fmt: skip
 
 
 def lines(options: Options, words: Sequence[str]) -> list[str]:
@@ -121,6 +135,11 @@ def _wrapped(words: Sequence[str]) -> Iterator[str]:
 
 def _last_error(log: Path) -> str:
     """Return the line of a log that most likely says what went wrong."""
-    text = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in text if "Error" in line.partition(":")[0]]
-    return (errors or text or ["it wrote nothing"])[-1][:400]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    errors = "\n".join(line for line in text.splitlines() if "Error" in line.partition(":")[0])
+    return _last(errors) or _last(text) or "it wrote nothing"
+
+
+def _last(text: str) -> str:
+    """Return the last line that says anything."""
+    return next((line.strip()[:400] for line in reversed(text.splitlines()) if line.strip()), "")
