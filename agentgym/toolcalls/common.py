@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,14 @@ from pydantic import ValidationError
 
 from agentgym.types import ToolCall
 
-_DECODER = json.JSONDecoder()
+
+def _integer(text: str) -> int:
+    if math.isinf(float(text)):
+        raise ValueError("an integer is out of the range of numbers")
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,8 @@ def read_json(text: str, start: int = 0) -> tuple[Any, int]:
     Reading by the value's own grammar keeps a string that spells the end of a call from ending it.
 
     Raises:
-        UnreadableError: it is no JSON, or holds what JSON text cannot: a lone surrogate or an infinity.
+        UnreadableError: it is no JSON, or holds what JSON text cannot: a lone surrogate, an infinity, or an integer
+            that is as large.
     """
     while start < len(text) and text[start] in " \t\r\n":
         start += 1

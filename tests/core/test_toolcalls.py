@@ -42,6 +42,11 @@ def test_the_last_tag_may_be_left_open() -> None:
         pytest.param("<tool_call>" + "[" * 100_000 + "</tool_call>", "", id="deeply-nested"),
         pytest.param('<tool_call>{"name": "answer", "arguments": {"text": "\\ud800"}}</tool_call>', "", id="surrogate"),
         pytest.param('<tool_call>{"name": "answer", "arguments": {"text": 1e999}}</tool_call>', "", id="infinity"),
+        pytest.param(
+            f'<tool_call>{{"name": "answer", "arguments": {{"n": -{"9" * 310}}}}}</tool_call>',
+            "an integer is out of the range",
+            id="larger-than-a-float",
+        ),
         pytest.param(f'<tool_call>{{"name": "answer", "arguments": {{"n": {"9" * 5000}}}}}</tool_call>', "", id="huge"),
     ],
 )

@@ -279,3 +279,22 @@ def test_what_a_tool_refuses_changes_nothing(
     with pytest.raises(ValueError, match=told):
         world.call(name, arguments)
     assert world.states() == ApiWorld(scenario).states()
+
+
+def test_directories_are_nested_only_so_deep_and_no_search_outgrows_the_tree() -> None:
+    world = ApiWorld(Scenario(classes=("GorillaFileSystem",), questions=("?",)))
+    world.call("mkdir", {"dir_name": "d0"})
+
+    def nest() -> None:
+        for at in range(300):
+            world.call("mkdir", {"dir_name": f"d{at + 1}"})
+            world.call("mv", {"source": f"d{at}", "destination": f"d{at + 1}"})
+
+    with pytest.raises(ValueError, match="at most 40 directories"):
+        nest()
+    world.call("cp", {"source": "d39", "destination": "other"})
+    for at in range(200):
+        world.call("touch", {"file_name": f"f{at}"})
+    with pytest.raises(ValueError, match="too many matches"):
+        world.call("find", {"path": "./" * 10_000})
+    assert "/f199" in world.call("find", {"path": "."})

@@ -16,7 +16,7 @@ from agentgym.testing import check_environment
 from agentgym.types import Verdict
 from agentgym_envs.bfcl.matching import matches
 from agentgym_envs.bfcl.single import FunctionCallEnv
-from agentgym_envs.bfcl.single_rows import SingleTurnTasks, generated_questions
+from agentgym_envs.bfcl.single_rows import SingleTurnTasks, functions_of, generated_questions, wanted_of
 from agentgym_envs.bfcl.world import Call
 
 
@@ -126,3 +126,24 @@ def test_a_folder_without_questions_is_refused_and_calls_that_cannot_be_sent_are
     tasks = SingleTurnTasks(tmp_path)
     assert [one.id for one in tasks] == ["0"]
     assert tasks.refused().keys() == {"1", "2"}
+
+
+def test_no_generated_question_of_the_training_split_is_held_out() -> None:
+    where: dict[str, set[str]] = {}
+    for task in generated_questions(count=400):
+        where.setdefault(task.public.prompt, set()).add(task.split)
+    assert len(where) < 300
+    assert all(len(splits) == 1 for splits in where.values())
+
+
+def test_neither_the_number_of_functions_nor_their_order_tells_the_right_one() -> None:
+    firsts: Counter[bool] = Counter()
+    kinds: dict[int, set[str]] = {}
+    for task in generated_questions(count=400):
+        kind, names = task.id.split("_")[1], list(functions_of(task))
+        kinds.setdefault(len(names), set()).add(kind)
+        if kind == "multiple":
+            firsts[names[0] in wanted_of(task)[0]] += 1
+    several = {"multiple", "parallel"}
+    assert kinds == {1: {"simple", "irrelevance"}, 2: {*several, "irrelevance"}, 3: several}
+    assert 0.25 < firsts[True] / firsts.total() < 0.6

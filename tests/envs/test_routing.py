@@ -17,6 +17,7 @@ from agentgym.rewards import OutcomeOnly
 from agentgym.task import Task
 from agentgym.testing import check_environment
 from agentgym_envs.routing.env import RoutingEnv
+from agentgym_envs.routing.models import ScriptedModel
 from agentgym_envs.routing.tasks import generate
 
 Chooses = Callable[[int], str]
@@ -158,3 +159,9 @@ def test_bad_options_are_refused_in_one_sentence(options: dict[str, Any], told: 
         RoutingEnv(**options)
     with pytest.raises(ValueError, match="difficulty of 0, 1 or 2"):
         generate(0, 3)
+
+
+def test_how_far_off_a_model_is_cannot_be_learned_for_a_town() -> None:
+    model = ScriptedModel("small", 5000)
+    heard = [model.ask("Lundby?", {"Lundby": {"people": 900, "opened": year}}, 0) for year in range(1800, 1840)]
+    assert len({int(one.rstrip(".").split()[-1]) - year for year, one in enumerate(heard, 1800)}) > 10

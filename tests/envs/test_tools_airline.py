@@ -208,3 +208,39 @@ def test_generated_airlines_are_reproducible_and_differ_by_seed() -> None:
     assert airline(0) == START
     assert airline(1) != START
     assert [one.id for one in airline_tasks(count=5)] == [one.id for one in airline_tasks(count=5)]
+
+
+def test_no_customer_with_the_same_wishes_is_in_two_splits() -> None:
+    where: dict[tuple[str, ...], set[str]] = {}
+    for task in airline_tasks(count=500):
+        where.setdefault(tuple(sorted(task.public.prompt.split(". "))), set()).add(task.split)
+    assert len(where) < 480
+    assert all(len(splits) == 1 for splits in where.values())
+
+
+def booking(**changes: Any) -> str:
+    flight = next(iter(START["flights"].values()))
+    return call("book_reservation", **{
+        "user_id": next(iter(START["users"])), "origin": flight["origin"], "destination": flight["destination"],
+        "flight_type": "one_way", "cabin": "economy",
+        "flights": [{"flight_number": flight["flight_number"], "date": "2024-05-16"}],
+        "passengers": [{"first_name": "A", "last_name": "B", "dob": "1990-01-01"}], "payment_methods": [],
+        "total_baggages": 0, "nonfree_baggages": 0, "insurance": "no", **changes,
+    })  # fmt: skip
+
+
+def test_a_certificate_that_pays_twice_or_bags_without_number_void_no_episode() -> None:
+    half = next(iter(START["flights"].values()))["dates"]["2024-05-16"]["prices"]["economy"] / 2
+    one = mine("economy")
+    bags = {"reservation_id": one["reservation_id"], "payment_id": one["payment_history"][0]["payment_id"]}
+    task = next(iter(airline_tasks(count=1)))
+    attacks = [
+        [call("send_certificate", user_id=next(iter(START["users"])), amount=5000.0),
+         booking(payment_methods=[{"payment_id": "certificate_3221322", "amount": half}] * 2)],
+        [booking(nonfree_baggages=10**300)],
+        [booking(nonfree_baggages=10**400)],
+        [call("update_reservation_baggages", **bags, total_baggages=1, nonfree_baggages=9 * 10**4298)],
+    ]  # fmt: skip
+    for lines in attacks:
+        verdict = play(task, [*lines, "Done."])
+        assert (verdict.value, verdict.error) == (0.0, None)

@@ -61,11 +61,12 @@ class SingleTurnTasks(RowTasks):
 
 def to_task(row: Mapping[str, Any], wanted: Sequence[Acceptable]) -> Task:
     """Return a row, and the calls that will do, as a task."""
+    prompt = "\n".join(one["content"] for turn in row["question"] for one in turn)
     return Task(
         id=row["id"],
-        split=split_of(digest(row["id"])),
+        split=split_of(digest(prompt)),  # several rows may ask the same
         public=Public(
-            prompt="\n".join(one["content"] for turn in row["question"] for one in turn),
+            prompt=prompt,
             data={"functions": cast(JsonValue, [_function(one) for one in row["function"]])},
         ),
         hidden=Hidden(data={"wanted": json.dumps(wanted)}),
@@ -152,14 +153,20 @@ def generated_questions(*, count: int = 400, seed: int = 0) -> TaskSet:
 def _question(kind: str, rng: np.random.Generator, index: int) -> tuple[dict[str, Any], list[Acceptable]]:
     names = [str(one) for one in rng.permutation(list(_FUNCTIONS))]
     asked = names[: 2 if kind == "parallel" else 1]
-    offered = {"simple": asked, "irrelevance": names[1:]}.get(kind, names)
     made = [_ask(name, rng) for name in asked]
     row = {
         "id": f"generated_{kind}_{index}",
         "question": [[{"role": "user", "content": " ".join(text for text, _ in made)}]],
-        "function": [_offered(name) for name in offered],
+        "function": [_offered(name) for name in _choice(kind, asked, names[len(asked) :], rng)],
     }
     return row, [{DECLINE: {}}] if kind == "irrelevance" else [call for _, call in made]
+
+
+def _choice(kind: str, asked: list[str], others: list[str], rng: np.random.Generator) -> list[str]:
+    """Return the functions to offer; neither their number nor their order tells which is right, or that none is."""
+    few = others[: int(rng.integers(1, len(others) + 1))]
+    offered = {"simple": asked, "irrelevance": few}.get(kind, asked + few)
+    return [str(one) for one in rng.permutation(offered)]
 
 
 def _ask(name: str, rng: np.random.Generator) -> tuple[str, Acceptable]:

@@ -57,8 +57,9 @@ class ScriptedModel:
         [town] = named
         opened = towns[town]["opened"]
         if towns[town]["people"] < self._knows:
-            # Not a random year: asking again must not give another one, by which ignorance would show.
-            digest = hashlib.sha256(f"{self._name}:{town}".encode()).digest()
+            # Not a random year: asking again must not give another one, by which ignorance would show. Nor one that is
+            # always as far off for a town: whoever has learned by how much would put it right.
+            digest = hashlib.sha256(f"{self._name}:{town}:{towns[town]}".encode()).digest()
             opened += (1 + digest[0] % 40) * (1 if digest[1] % 2 else -1)
         return f"The town hall of {town} was opened in {opened}."
 

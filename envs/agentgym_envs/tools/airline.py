@@ -20,6 +20,7 @@ from agentgym_envs.tools.world import shown
 Cabin = Literal["basic_economy", "economy", "business"]
 NOW = "2024-05-15T15:00:00"
 BAG_PRICE = 50
+_MOST_BAGS = 1000
 INSURANCE_PRICE = 30
 _NEW_RESERVATIONS = ("HATHAT", "HATHAU", "HATHAV")
 _NEW_CERTIFICATES = ("certificate_3221322", "certificate_3221323", "certificate_3221324")
@@ -136,6 +137,7 @@ class AirlineWorld(ServiceWorld):
     ) -> str:  # fmt: skip
         """Book a reservation; the payments must add up to its price. Ask the customer first."""
         self._user(user_id)
+        _require_bags(total_baggages, nonfree_baggages)
         key = next((one for one in _NEW_RESERVATIONS if self.tables.get("reservations", one) is None), None)
         if key is None:
             raise ValueError("no more than three reservations can be made in one conversation")
@@ -175,6 +177,7 @@ class AirlineWorld(ServiceWorld):
     ) -> str:
         """Set how many bags a reservation has, in all and to be paid for. Ask the customer first."""
         old = self._reservation(reservation_id)
+        _require_bags(total_baggages, nonfree_baggages)
         cost = BAG_PRICE * max(0, nonfree_baggages - old["nonfree_baggages"])
         self._charge(old["user_id"], payment_id, cost)
         reservation = self.tables.edit("reservations", reservation_id)
@@ -248,6 +251,9 @@ class AirlineWorld(ServiceWorld):
                 raise ValueError(f"payment method {one['payment_id']} not found")
             if method["source"] in ("gift_card", "certificate") and method["amount"] < one["amount"]:
                 raise ValueError(f"not enough balance in payment method {one['payment_id']}")
+        used = [one["payment_id"] for one in payments if methods[one["payment_id"]]["source"] == "certificate"]
+        if len(used) > len(set(used)):
+            raise ValueError("a certificate can pay only once: what is left of it is lost")
         paid = sum(one["amount"] for one in payments)
         if paid != price:
             raise ValueError(f"payment amount does not add up: the price is {price:g}, paid {paid:g}")
@@ -267,6 +273,11 @@ class AirlineWorld(ServiceWorld):
         if cost != 0:
             reservation["payment_history"].append({"payment_id": payment_id, "amount": cost})
         return shown(reservation)
+
+
+def _require_bags(*counts: int) -> None:
+    if not all(0 <= one <= _MOST_BAGS for one in counts):
+        raise ValueError(f"wanted from 0 to {_MOST_BAGS} bags")
 
 
 def _kept(leg: Leg, kept: Mapping[tuple[str, str], Any]) -> dict[str, Any] | None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from agentgym.sampling import derive_seed
+from agentgym_envs.code.splits import digest, split_of
 from agentgym_envs.rows import Placed
 from agentgym_envs.tools.airline import BAG_PRICE
-from agentgym_envs.tools.builder import FIRST_NAMES, LAST_NAMES, split_by_seed
+from agentgym_envs.tools.builder import FIRST_NAMES, LAST_NAMES
 from agentgym_envs.tools.tables import Start
 from agentgym_envs.tools.tau_bench import TauTasks
 
@@ -112,7 +113,8 @@ def row(start: Start, seed: int) -> dict[str, Any]:
     wishes = " ".join(text for text, _, _ in order)
     return {
         "id": f"airline/{seed}",
-        "split": split_by_seed(seed),
+        # By what is asked and not by the seed: two seeds may ask the same, in this order or the other.
+        "split": split_of(digest("\n".join([user_id, *sorted(text for text, _, _ in order)]))),
         "user_id": user_id,
         "instruction": f"Your user id is {user_id}. {wishes} If something is against the rules, you let it be.",
         "actions": [action for _, actions, _ in order for action in actions],

@@ -13,6 +13,8 @@ from agentgym_envs.bfcl.apis.base import Api
 _FORBIDDEN = frozenset('|/\\?%*:"><')
 _MOST = 1 << 20
 """Characters that the whole tree may take as text: copies of copies would double without end."""
+_DEEPEST = 40
+"""Directories below one another."""
 
 
 class GorillaFileSystem(Api):
@@ -84,7 +86,14 @@ class GorillaFileSystem(Api):
             if where.get(step, {}).get("type") != "directory":
                 raise ValueError(f"find: there is no directory {path!r} below the current one")
             where = where[step]["contents"]
-        return {"matches": [one for one, last in _walk(where, path.rstrip("/")) if name is None or name in last]}
+        found, size = [], 0
+        for one, last in _walk(where, path.rstrip("/")):
+            if name is None or name in last:
+                found.append(one)
+                size += len(one)
+            if size > _MOST:  # long paths to many files take far more room than the tree
+                raise ValueError("find: there are too many matches; look for a longer name")
+        return {"matches": found}
 
     @tool
     def wc(self, file_name: str, mode: Literal["l", "w", "c"] = "l") -> Any:
@@ -177,6 +186,8 @@ class GorillaFileSystem(Api):
 
     def _put(self, name: str, item: Any, into: dict[str, Any] | None = None) -> None:
         where = self._here if into is None else into
+        if len(self._at) + (into is not None) + _height(item) > _DEEPEST:
+            raise ValueError(f"wanted at most {_DEEPEST} directories below one another")
         grown = self._size + len(json.dumps({name: item})) - (len(json.dumps(where[name])) if name in where else 0)
         if grown > _MOST:
             raise ValueError("there is no space left")
@@ -211,6 +222,10 @@ def _walk(where: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
     for name, item in where.items():
         yield f"{path}/{name}", name
         yield from _walk(item.get("contents", {}), f"{path}/{name}")
+
+
+def _height(item: Mapping[str, Any]) -> int:
+    return 1 + max(map(_height, item["contents"].values()), default=0) if "contents" in item else 0
 
 
 def _texts(where: Mapping[str, Any]) -> Iterator[str]:
