@@ -163,9 +163,14 @@ class Node:
         self._opening = asyncio.Lock()
         self._tidying: asyncio.Task[None] | None = None
         self._seen = time.monotonic()
+        # A driver may die before its first question arrives: an actor that nobody ever asks must end as well.
+        unasked = threading.Timer(idle_s, lambda: ray.get_runtime_context().current_actor.state.remote())
+        unasked.daemon = True
+        unasked.start()
 
     async def state(self) -> Report:
         """Tell how full the node is."""
+        self._begin_tidying()
         return Report(self._places.capacity, self._places.used, self._places.is_draining)
 
     async def report(self, kind: Kind, image: str | None, fresh: bool) -> Report:
@@ -248,15 +253,18 @@ class Node:
 
     async def _counter(self, kind: Kind) -> _Counter:
         self._seen = time.monotonic()
-        if self._tidying is None:
-            # Ray keeps interrupts from its nodes' processes, but what runs in a sandbox may want to hear them.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            self._tidying = asyncio.create_task(self._tidy())
+        self._begin_tidying()
         async with self._opening:
             if kind not in self._counters:
                 backend = await asyncio.to_thread(kind.create)
                 self._counters[kind] = _Counter(backend, Desk(backend, kind.limits, self._places, builds=True))
             return self._counters[kind]
+
+    def _begin_tidying(self) -> None:
+        if self._tidying is None:
+            # Ray keeps interrupts from its nodes' processes, but what runs in a sandbox may want to hear them.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            self._tidying = asyncio.create_task(self._tidy())
 
     async def _tidy(self) -> None:
         """Close backends that nobody uses any more, and end the actor once it has none and nobody asks."""
@@ -269,7 +277,10 @@ class Node:
                 elif now - max(counter.emptied, self._seen) > self._idle_s:
                     del self._counters[kind]
                     counter.sweeping.cancel()
-                    await asyncio.to_thread(counter.desk.close)
+                    try:
+                        await asyncio.to_thread(counter.desk.close)
+                    except SandboxError as error:  # such as a daemon that is gone; the actor must end all the same
+                        logger.warning("a backend that nobody uses could not be closed: %s", error)
             if not self._counters and not self._places.is_draining and now - self._seen > self._idle_s:
                 ray.get_runtime_context().current_actor.leave.remote()
                 return

@@ -376,6 +376,36 @@ def test_an_actor_that_nobody_uses_ends(connect: Connect, ray_nodes: Nodes) -> N
         assert eventually(lambda: "four" not in used())
 
 
+def test_an_actor_ends_that_was_only_drained_and_let_go_or_whose_driver_died_before_it_asked(
+    ray_nodes: Nodes,
+) -> None:
+    import ray
+
+    from agentgym_sandboxes.ray_fleet import NAMESPACE
+    from agentgym_sandboxes.ray_node import Node
+
+    node = ray_nodes.add("five", 2)
+    assert eventually(lambda: "five" in used())
+    try:
+        home = next(view for view in states() if view.name == "five")
+        begun = [f"sandboxes-1-{home.id}", "never-asked"]
+        assert not RayBackend("process", idle_s=1.0).drain("five", is_draining=False).report.is_draining
+        ray.remote(Node).options(
+            name="never-asked", namespace=NAMESPACE, lifetime="detached", num_cpus=0, max_concurrency=1000
+        ).remote(1, 1.0)
+        assert set(begun) <= names_of_actors()
+        assert eventually(lambda: not set(begun) & names_of_actors(), 60.0)
+    finally:
+        ray_nodes.kill(node)
+        assert eventually(lambda: "five" not in used())
+
+
+def names_of_actors() -> set[str]:
+    from ray.util import list_named_actors
+
+    return {one["name"] for one in list_named_actors(all_namespaces=True)}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
