@@ -164,7 +164,8 @@ def _question(kind: str, rng: np.random.Generator, index: int) -> tuple[dict[str
 
 def _choice(kind: str, asked: list[str], others: list[str], rng: np.random.Generator) -> list[str]:
     """Return the functions to offer; neither their number nor their order tells which is right, or that none is."""
-    few = others[: int(rng.integers(1, len(others) + 1))]
+    least = 0 if kind == "parallel" else 1
+    few = others[: int(rng.integers(least, len(others) + 1))]
     offered = {"simple": asked, "irrelevance": few}.get(kind, asked + few)
     return [str(one) for one in rng.permutation(offered)]
 
