@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import islice
 
+from agentgym.errors import TaskError
 from agentgym.task import Task, TaskSet
 
 
@@ -13,12 +15,13 @@ class Remembered:
 
     def __init__(self, tasks: TaskSet) -> None:
         self._lock = threading.Lock()
+        self._tasks = tasks
         self._rest = iter(tasks)
         self._known: list[Task] = []
-        self._error: Exception | None = None
+        self._error: TaskError | None = None
 
     def __call__(self) -> Iterator[Task]:
-        """Yield every task; where the other set failed, this one fails in the same way each time."""
+        """Yield every task; a malformed one fails in the same way each time, any other failure is tried again."""
         index = 0
         while self._has(index):
             yield self._known[index]
@@ -29,13 +32,16 @@ class Remembered:
             if index < len(self._known):
                 return True
             if self._error is not None:
-                raise self._error
+                raise self._error.with_traceback(None)  # else it would grow with every session
             try:
                 self._known.append(next(self._rest))
             except StopIteration:
                 return False
-            except Exception as error:
+            except TaskError as error:
                 self._error = error
+                raise
+            except Exception:
+                self._rest = islice(iter(self._tasks), len(self._known), None)
                 raise
             return True
 

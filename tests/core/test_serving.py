@@ -356,6 +356,21 @@ def test_a_task_is_made_once_for_all_sessions_and_a_malformed_one_fails_each_tim
         assert made == [0, 1, 2, 3, 4, 5]
 
 
+def test_tasks_that_cannot_be_read_for_a_moment_are_there_for_the_next_session() -> None:
+    failures = [InfrastructureError("the disk is away")]
+
+    def source() -> Iterator[Task]:
+        yield toy_task(0)
+        if failures:
+            raise failures.pop()
+        yield toy_task(1)
+
+    with running(lambda: ToyEnv(TaskSet("toys", source))) as url, ask(url) as client:
+        assert client.post("/sessions", json={"task": "toy-1"}).status_code == 503
+        found = client.post("/sessions", json={"task": "toy-1"})
+        assert found.json()["observation"]["info"]["task_id"] == "toy-1"
+
+
 def test_turns_of_one_session_never_overlap() -> None:
     async def play() -> tuple[float, int]:
         sessions = Sessions(Slow)
