@@ -210,6 +210,16 @@ def test_generated_airlines_are_reproducible_and_differ_by_seed() -> None:
     assert [one.id for one in airline_tasks(count=5)] == [one.id for one in airline_tasks(count=5)]
 
 
+def test_whoever_recites_the_prices_of_bags_has_not_said_what_was_asked() -> None:
+    recited = ", ".join(str(50 * bags) for bags in range(1, 10))
+    env = ToolsEnv(family="airline", count=30)
+    asked = [task for task in env.tasks if "paid for it in all" in task.public.prompt]
+    assert len(asked) > 3
+    for task in asked:
+        *lines, _ = env.oracle(task)
+        assert play(task, [*lines, f"Done: {recited}."]).level == "failed"
+
+
 def test_no_customer_with_the_same_wishes_is_in_two_splits() -> None:
     where: dict[tuple[str, ...], set[str]] = {}
     for task in airline_tasks(count=500):

@@ -130,11 +130,13 @@ def _cancel_business(_: np.random.Generator, __: Start, mine: Mapping[str, Any])
 def _add_bags(rng: np.random.Generator, start: Start, mine: Mapping[str, Any]) -> Wish:
     one = mine["economy"]
     more = int(rng.integers(1, 4))
-    total, cost = one["total_baggages"] + more, more * BAG_PRICE
+    total = one["total_baggages"] + more
+    # With what was paid before: the prices of one to three bags alone could all be recited.
+    cost = sum(paid["amount"] for paid in one["payment_history"]) + more * BAG_PRICE
     action = _call("update_reservation_baggages", reservation_id=one["reservation_id"], total_baggages=total,
                    nonfree_baggages=more, payment_id=_card(start, one))  # fmt: skip
     text = f"You want {total} checked bags in all in your reservation {one['reservation_id']}, paid by credit card."
-    return f"{text} You want to know what that costs in all.", [action], [str(cost)]
+    return f"{text} You want to know what you have paid for it in all then, flights and bags.", [action], [str(cost)]
 
 
 def _later_flight(rng: np.random.Generator, start: Start, mine: Mapping[str, Any]) -> Wish:
