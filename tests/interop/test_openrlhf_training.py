@@ -1,4 +1,4 @@
-"""OpenRLHF's whole Ray trainer, on this machine's CPU, trains one of our recipes in sandboxes; a killed run goes on."""
+"""OpenRLHF's whole Ray trainer, on this machine's CPU, in sandboxes that Ray's nodes lend; a killed run goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [
 
 WARM, STEPS = 150, 6
 RECIPE = (
-    "code-grpo", "--backend", "openrlhf", "--profile", "tiny",
+    "code-grpo", "--backend", "openrlhf", "--profile", "tiny", "sandbox={name: ray, options: {backend: process}}",
     "environment.options={family: repair, count: 60, difficulty: 1, max_turns: 2, bad: 0.5}",
     "trainer.model={path: null, vocab_size: 384, hidden: 64, layers: 2, heads: 2, kv_heads: 1, intermediate: 128, "
     "context_length: 256}",
@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     place = tmp_path_factory.mktemp("openrlhf") / "run"
     short = Path(tempfile.mkdtemp(prefix="ray-"))
     try:
-        with ray_on_cpu(short, gpus=2) as environment:
+        with ray_on_cpu(short, gpus=2, resources={"agentgym_sandboxes": 16}) as environment:
             interrupted = _interrupt_after_a_checkpoint(place, environment)
             log = (place / "openrlhf" / "log.txt").read_text(encoding="utf-8", errors="replace")
             left = _processes_of(place)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,12 +32,13 @@ _SETTINGS = {
 
 
 @contextmanager
-def ray_on_cpu(folder: Path, *, gpus: int) -> Iterator[dict[str, str]]:
+def ray_on_cpu(folder: Path, *, gpus: int, resources: Mapping[str, int] | None = None) -> Iterator[dict[str, str]]:
     """Run a cluster; yield the environment in which programs find it, and CUDA's stand-ins.
 
     Args:
         folder: where it writes; its path must be short, because sockets are below it.
         gpus: that it pretends to have.
+        resources: that it offers beside them.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -45,6 +47,7 @@ def ray_on_cpu(folder: Path, *, gpus: int) -> Iterator[dict[str, str]]:
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
         "--port", str(port), "--num-cpus", "4", "--num-gpus", str(gpus), "--include-dashboard", "false",
+        "--resources", json.dumps(dict(resources or {})),
         "--object-store-memory", str(200 << 20), "--temp-dir", str(folder), "--disable-usage-stats",
     ]  # fmt: skip
     log = folder / "start.log"

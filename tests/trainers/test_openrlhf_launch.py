@@ -336,6 +336,9 @@ def test_several_machines_are_told_of_each_other() -> None:
     said = "\n".join(lines(Options(nodes=3, gpus_per_node=4, address="http://head:8265"), ["--a.b", "1", "--c"]))
     assert "ray start --address HEAD:6379 --num-gpus 4" in said
     assert "each of the other 2" in said
+    assert "--resources" not in said
+    lending = lines(Options(), ["--a.b", "1"], {"agentgym_sandboxes": 32})
+    assert """--num-gpus 8 --resources '{"agentgym_sandboxes": 32}'""" in lending[1]
     assert said.endswith(
         "ray job submit --address http://head:8265 -- python3 -m openrlhf.cli.train_ppo_ray \\\n  --a.b 1 \\\n  --c"
     )

@@ -53,7 +53,7 @@ class OpenRLHFTrainer:
                 f"\n# the native trainer makes {launch.files.model} first: leave --dry-run out, or name a model with "
                 "trainer.model.path=FOLDER trainer.sft.steps=0"
             )
-        return [told, *lines(launch.settings.openrlhf, words)]
+        return [told, *lines(launch.settings.openrlhf, words, launch.resources)]
 
     def train(self, prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Progress | None = None) -> None:
         """Train to the recipe's last step, from OpenRLHF's newest checkpoint if `resume`.
@@ -102,6 +102,12 @@ class Launch:
         model = str(folder / "model") if needs_start(settings) else located(str(settings.model.path))
         return cls(prepared, run, settings, Files(folder, model, critic and located(critic)))
 
+    @property
+    def resources(self) -> dict[str, int]:
+        """What a node of Ray must offer beside GPUs: room for the sandboxes that its engine may need at once."""
+        recipe = self.prepared.recipe
+        return {"agentgym_sandboxes": recipe.limits.concurrency} if recipe.sandbox.name == "ray" else {}
+
     def write(self, *, resume: bool = False) -> list[str]:
         """Write the datasets, the agent and the options, and return these."""
         self.files.folder.mkdir(exist_ok=True)
@@ -115,7 +121,7 @@ class Launch:
             seeded=settings.openrlhf.seeded,
         )
         files.agent.write_text(agent_file(agent), encoding="utf-8")
-        script = "\n".join(lines(settings.openrlhf, words))
+        script = "\n".join(lines(settings.openrlhf, words, self.resources))
         (files.folder / "launch.sh").write_text(f"{script}\n", encoding="utf-8")
         return words
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,15 +114,15 @@ class Job:
             )  # fmt: skip
 
 
-def lines(options: Options, words: Sequence[str]) -> list[str]:
-    """Return what a person would type to start the training on its machines."""
-    found = [
-        "# on the first machine",
-        f"ray start --head --node-ip-address 0.0.0.0 --num-gpus {options.gpus_per_node}",
-    ]
+def lines(options: Options, words: Sequence[str], resources: Mapping[str, int] | None = None) -> list[str]:
+    """Return what a person would type to start the training on its machines, which offer custom resources, if any."""
+    offers = f"--num-gpus {options.gpus_per_node}"
+    if resources:
+        offers += f" --resources {shlex.quote(json.dumps(dict(resources)))}"
+    found = ["# on the first machine", f"ray start --head --node-ip-address 0.0.0.0 {offers}"]
     if options.nodes > 1:
         others = f"# on each of the other {options.nodes - 1}, HEAD being the first one's address"
-        found += [others, f"ray start --address HEAD:6379 --num-gpus {options.gpus_per_node}"]
+        found += [others, f"ray start --address HEAD:6379 {offers}"]
     address = options.address or "http://127.0.0.1:8265"
     return [*found, "", f"ray job submit --address {address} -- python3 -m {MODULE} \\", *_wrapped(words)]
 
