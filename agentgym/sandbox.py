@@ -39,7 +39,7 @@ class SandboxSpec(BaseModel):
     """Root filesystem, by a name that the backend resolves; None is the backend's default."""
     network: Literal["none", "allowlist", "full"] = "none"
     allow: tuple[str, ...] = ()
-    """Hosts that `network="allowlist"` lets programs reach over HTTP and HTTPS: `pypi.org`, `*.debian.org`, with a
+    """Hosts that `network="allowlist"` lets programs reach over HTTP and HTTPS: `index.test`, `*.deb.test`, with a
     port where it is another than 80 and 443. Names lead only to the public internet; a host elsewhere is written with
     its address: `git.test:8080=10.0.0.5`."""
     memory_mb: Annotated[int, Field(ge=16)] = 512

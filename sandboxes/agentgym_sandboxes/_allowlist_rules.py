@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _ENTRY = re.compile(
     r"(?P<wild>\*\.)?(?P<host>\[[^\]]*\]|[^:=\[\]*]*|[0-9a-fA-F:.]*)(:(?P<port>[0-9]{1,5}))?(=(?P<at>.*))?"
 )
-_HOW = "write 'pypi.org', '*.debian.org', 'host:8443', or for an address of your own network 'name:port=10.0.0.5'"
+_HOW = "write 'index.test', '*.deb.test', 'host:8443', or for an address of your own network 'name:port=10.0.0.5'"
 # Beside what the standard library knows as not global: tunnels and translations that hide another address.
 _HIDING_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 _GLOBAL_V6 = IPv6Network("2000::/3")
@@ -56,7 +56,7 @@ class Rules:
     def parse(cls, allow: Iterable[str]) -> Self:
         """Read the entries.
 
-        >>> Rules.parse(["*.debian.org", "git.test:8080=127.0.0.1"]).find("git.test", 8080).address
+        >>> Rules.parse(["*.deb.test", "git.test:8080=127.0.0.1"]).find("git.test", 8080).address
         IPv4Address('127.0.0.1')
 
         Raises:
@@ -73,8 +73,8 @@ class Rules:
 def host_of(text: str) -> str | None:
     """Return a host's one spelling, or None if it is neither a name nor an address in its usual form.
 
-    >>> host_of("PyPI.org."), host_of("[::ffff:127.0.0.1]"), host_of("2130706433"), host_of("0x7f.1")
-    ('pypi.org', '127.0.0.1', None, None)
+    >>> host_of("Index.test."), host_of("[::ffff:127.0.0.1]"), host_of("2130706433"), host_of("0x7f.1")
+    ('index.test', '127.0.0.1', None, None)
     """
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if (address := address_of(bare)) is not None:

@@ -74,8 +74,8 @@ def world(docker: DockerBackend, servers: tuple[bytes, Server, Server]) -> Itera
 
 @needs_daemon
 def test_a_malformed_list_is_refused_before_anything_starts(docker: DockerBackend) -> None:
-    with pytest.raises(CapabilityError, match=r"'https://pypi\.org'"):
-        docker.start(SandboxSpec(network="allowlist", allow=("https://pypi.org",)))
+    with pytest.raises(CapabilityError, match=r"'https://index\.test'"):
+        docker.start(SandboxSpec(network="allowlist", allow=("https://index.test",)))
 
 
 @needs_daemon

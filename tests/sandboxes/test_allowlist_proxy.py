@@ -100,8 +100,12 @@ def get(port: int, path: str = "/x", *headers: str, version: str = "1.1", method
 @pytest.mark.parametrize(
     ("allow", "yes", "no"),
     [
-        ("pypi.org", ["pypi.org:443", "PyPI.org.:80"], ["pypi.org:22", "x.pypi.org:443", "pypi.org.evil.net:443"]),
-        ("*.debian.org", ["a.debian.org:80", "a.b.debian.org:443"], ["debian.org:80", "xdebian.org:80"]),
+        (
+            "index.test",
+            ["index.test:443", "Index.test.:80"],
+            ["index.test:22", "x.index.test:443", "index.test.a:443"],
+        ),
+        ("*.deb.test", ["a.deb.test:80", "a.b.deb.test:443"], ["deb.test:80", "xdeb.test:80"]),
         ("host.net:8443", ["host.net:8443"], ["host.net:443"]),
         ("bücher.de", ["xn--bcher-kva.de:443"], ["bcher.de:443"]),
         ("127.0.0.1:8080", ["127.0.0.1:8080", "[::ffff:127.0.0.1]:8080"], ["127.0.0.2:8080"]),
@@ -124,8 +128,8 @@ def test_hosts_are_allowed_by_exact_name_suffix_port_or_address(allow: str, yes:
 NO_HOSTS = [
     "*",
     "*.",
-    "http://pypi.org",
-    "pypi.org/simple",
+    "http://index.test",
+    "index.test/simple",
     "2130706433",
     "0x7f.1",
     "0177.0.0.1",
@@ -624,7 +628,7 @@ def test_a_port_that_is_taken_is_a_sandbox_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, PlainSupervisor() as supervisor:
         proxy = Proxy()
         with pytest.raises(SandboxError, match="cannot have its proxy on port"):
-            proxy.open(supervisor.link, Rules.parse(["pypi.org"]), "test", taken.getsockname()[1])
+            proxy.open(supervisor.link, Rules.parse(["index.test"]), "test", taken.getsockname()[1])
         proxy.close()
 
 
