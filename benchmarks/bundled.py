@@ -39,13 +39,6 @@ class Bundled:
     """Starts or writes what it plays on."""
     only: Callable[[Task], bool] = lambda _: True
     """Which tasks belong to the family."""
-    guessable: str = ""
-    """Why an agent that knows nothing may be right; empty where it must not be."""
-
-    @property
-    def title(self) -> str:
-        """The family as the table calls it: † where it can be guessed."""
-        return f"{self.family} †" if self.guessable else self.family
 
     @property
     def name(self) -> str:
@@ -85,13 +78,8 @@ _PUZZLES = ("sat", "latin", "sudoku", "path", "countdown", "equations", "transfo
 _NAMED = (
     Bundled("agentgym/Code-v0", "repair", {"family": "repair"}),
     Bundled("agentgym/Code-v0", "functions", {"family": "functions"}),
-    Bundled("agentgym/FunctionCall-v0", "calls", only=lambda task: "irrelevance" not in task.id),
-    Bundled(
-        "agentgym/FunctionCall-v0",
-        "irrelevance",
-        only=lambda task: "irrelevance" in task.id,
-        guessable="whoever always declines is right on every task of this family, a quarter of the generated ones",
-    ),
+    Bundled("agentgym/FunctionCall-v0", "calls", only=lambda task: "partly" not in task.id),
+    Bundled("agentgym/FunctionCall-v0", "partly", only=lambda task: "partly" in task.id),
     Bundled("agentgym/Mcp-v0", "outside", place=bundled_places.mcp_outside),
     Bundled("agentgym/Mcp-v0", "in a sandbox", backend="docker", place=bundled_places.mcp_inside),
     Bundled("agentgym/OpenEnv-v0", place=bundled_places.openenv),

@@ -62,7 +62,6 @@ class Line:
     tasks: int
     scores: Mapping[str, Sequence[Score]]
     """By column."""
-    guessable: bool = False
     """Whether random agents and spam may score; nothing and the expert may not differ from 0 and 1."""
 
     def broken(self) -> list[str]:
@@ -72,7 +71,7 @@ class Line:
             f" ({', '.join(one.odd[:3])})" + "".join(f"; unscored: {reason}" for reason in one.unscored[:1])
             for column, scores in self.scores.items()
             for one in scores
-            if one.unscored or (one.odd and not (self.guessable and column in ("random", "spam")))
+            if one.unscored or one.odd
         ]
 
 
@@ -164,7 +163,7 @@ def measure(row: Bundled, effort: Effort, on_done: Callable[[Trajectory], None] 
             return scored(script, [group.trajectories for group in groups], WANTED[column])
 
         scores = {column: [score(column, one) for one in scripts] for column, scripts in AGENTS.items()}
-    return Line(row.id, row.title, len(tasks), scores, bool(row.guessable))
+    return Line(row.id, row.family, len(tasks), scores)
 
 
 def scored(script: str, groups: Iterable[Sequence[Trajectory]], wanted: float) -> Score:
@@ -198,7 +197,7 @@ def with_lines(page: str, lines: Sequence[Line]) -> str:
     """Return a page whose table has these lines in place of its old ones, and no line of what is not bundled."""
     old, new = shown_lines(page), table(lines).splitlines()
     rows = old | {_key(row): row for row in new[2:]}
-    kept = [rows[key] for one in bundled() if (key := (f"`{one.id}`", one.title)) in rows]
+    kept = [rows[key] for one in bundled() if (key := (f"`{one.id}`", one.family)) in rows]
     shown = "\n".join([BEGIN, *new[:2], *kept, END])
     return re.sub(f"{BEGIN}.*{END}", lambda _: shown, page, flags=re.DOTALL)
 

@@ -14,9 +14,10 @@ from agentgym.errors import TaskError
 from agentgym.task import Task
 from agentgym.testing import check_environment
 from agentgym.types import Verdict
-from agentgym_envs.bfcl.matching import matches
+from agentgym_envs.bfcl.env import line as as_said
+from agentgym_envs.bfcl.matching import example, matches
 from agentgym_envs.bfcl.single import FunctionCallEnv
-from agentgym_envs.bfcl.single_rows import SingleTurnTasks, functions_of, generated_questions, wanted_of
+from agentgym_envs.bfcl.single_rows import DECLINE, SingleTurnTasks, functions_of, generated_questions, wanted_of
 from agentgym_envs.bfcl.world import Call
 
 
@@ -89,12 +90,25 @@ def test_calls_may_come_in_any_order_but_each_only_once() -> None:
     assert matches([], wanted) == "wanted 2 calls, found 0"
 
 
-def test_where_no_tool_fits_silence_and_any_call_score_0_and_an_active_no_1() -> None:
-    task = next(one for one in generated_questions(count=8) if "irrelevance" in one.id)
-    no = '<tool_call>{"name": "no_tool_fits", "arguments": {}}</tool_call>'
-    assert play(task, [no, "None of these."]).value == 1.0
-    assert play(task, [f"{no}\n{no}", "None of these."]).value == 0.0
+NO = '<tool_call>{"name": "no_tool_fits", "arguments": {}}</tool_call>'
+
+
+def test_where_no_tool_fits_silence_and_any_call_score_0_and_an_active_no_1(tmp_path: Path) -> None:
+    function = {"name": "f", "description": "", "parameters": {"type": "dict", "properties": {}}}
+    row = {"id": "irrelevance_0", "question": [[{"role": "user", "content": "?"}]], "function": [function]}
+    (tmp_path / "BFCL_irrelevance.json").write_text(json.dumps(row), encoding="utf-8")
+    [task] = SingleTurnTasks(tmp_path)
+    assert play(task, [NO, "None of these."]).value == 1.0
+    assert play(task, [f"{NO}\n{NO}", "None of these."]).value == 0.0
     assert play(task, ["None of these."]).value == 0.0
+
+
+def test_a_generated_question_that_can_partly_be_met_wants_both_a_call_and_a_no() -> None:
+    for task in generated_questions(count=40):
+        if "partly" in task.id:
+            call = as_said(example(next(one for one in wanted_of(task) if DECLINE not in one)))
+            assert play(task, [f"{NO}\n{call}", "Done."]).value == 1.0
+            assert [play(task, [said, "Done."]).value for said in (NO, call, f"{NO}\n{NO}")] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("at", range(4))
@@ -132,7 +146,7 @@ def test_no_generated_question_of_the_training_split_is_held_out() -> None:
     where: dict[str, set[str]] = {}
     for task in generated_questions(count=400):
         where.setdefault(task.public.prompt, set()).add(task.split)
-    assert len(where) < 300
+    assert len(where) < 350
     assert all(len(splits) == 1 for splits in where.values())
 
 
@@ -145,5 +159,5 @@ def test_neither_the_number_of_functions_nor_their_order_tells_the_right_one() -
         if kind == "multiple":
             firsts[names[0] in wanted_of(task)[0]] += 1
     several = {"multiple", "parallel"}
-    assert kinds == {1: {"simple", "irrelevance"}, 2: {*several, "irrelevance"}, 3: several}
+    assert kinds == {1: {"simple", "partly"}, 2: {*several, "partly"}, 3: several}
     assert 0.25 < firsts[True] / firsts.total() < 0.6

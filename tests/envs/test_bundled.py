@@ -79,7 +79,7 @@ class Generous(ToyEnv):
         return submission.answer is not None
 
 
-def test_a_guessable_environment_and_a_lost_verdict_are_told() -> None:
+def test_an_environment_that_pays_ignorance_and_a_lost_verdict_are_told() -> None:
     registry.register("tests/Generous-v0", Generous)
     line = measure(Bundled("tests/Generous-v0"), Effort(tasks=20, attempts=1))
     told = line.broken()
@@ -109,14 +109,12 @@ def test_a_new_line_replaces_the_old_one_and_what_is_gone_goes() -> None:
 def test_the_page_has_a_line_for_every_family_and_a_figure_for_every_agent() -> None:
     page = PAGE.read_text(encoding="utf-8")
     lines = shown_lines(page)
-    wanted = [(f"`{one.id}`", one.title) for one in bundled()]
+    wanted = [(f"`{one.id}`", one.family) for one in bundled()]
     told = "run `python -m benchmarks.conformance --page`, with --only for what is new"
     assert [*lines] == wanted, told
-    for reason in filter(None, (one.guessable for one in bundled())):
-        assert reason in " ".join(page.split())
-    for (_, family), line in lines.items():
-        nothing, *ignorant, expert = line.strip("| ").split(" | ")[-len(AGENTS) :]
-        assert all(cell.startswith("0.0 [0, ") for cell in (nothing, *([] if "†" in family else ignorant))), line
+    for line in lines.values():
+        *ignorant, expert = line.strip("| ").split(" | ")[-len(AGENTS) :]
+        assert all(cell.startswith("0.0 [0, ") for cell in ignorant), line
         assert expert.startswith("100.0 ["), line
 
 

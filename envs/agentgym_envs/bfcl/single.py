@@ -1,4 +1,4 @@
-"""Single questions: make the right calls at once, or say that none of the tools will do."""
+"""Single questions: make the right calls at once, and say what none of the tools can do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentgym_envs.bfcl.single_rows import DECLINE, SingleTurnTasks, functions_o
 from agentgym_envs.bfcl.world import Call, written
 
 _EXPLANATION = """Make the calls that answer the user's request, all of them and no other, then end with a message
-that calls nothing. The tools only take the calls down. If none of them will do, call no_tool_fits instead."""
+that calls nothing. The tools only take the calls down. For what none of them can do, call no_tool_fits instead."""
 
 
 class FunctionCallEnv(AgentEnv):

@@ -122,7 +122,7 @@ def _schema(given: Any) -> Any:
 
 # ---------------------------------------------------------------------- from seeds
 
-_KINDS = ("simple", "multiple", "parallel", "irrelevance")
+_KINDS = ("simple", "multiple", "parallel", "partly")
 _CITIES = ("Lund", "Porto", "Graz", "Cork", "Turku", "Bari", "Nantes", "Split")
 _DISHES = ("ramen", "paella", "borscht", "risotto", "falafel", "goulash")
 _FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -140,7 +140,10 @@ _FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def generated_questions(*, count: int = 400, seed: int = 0) -> TaskSet:
-    """Return questions from seeds: of one function, of several, for several calls, and for none."""
+    """Return questions from seeds: of one function, of several, for several calls, and such as only partly can be met.
+
+    Of two requests the latter have a function for one, so that neither declining nor calling everything is right.
+    """
 
     def source() -> Iterator[Task]:
         for index in range(count):
@@ -152,21 +155,25 @@ def generated_questions(*, count: int = 400, seed: int = 0) -> TaskSet:
 
 def _question(kind: str, rng: np.random.Generator, index: int) -> tuple[dict[str, Any], list[Acceptable]]:
     names = [str(one) for one in rng.permutation(list(_FUNCTIONS))]
-    asked = names[: 2 if kind == "parallel" else 1]
+    asked = names[: 2 if kind in ("parallel", "partly") else 1]
     made = [_ask(name, rng) for name in asked]
+    wanted = [call for _, call in made]
+    if kind == "partly":
+        made = [made[at] for at in rng.permutation(2)]
+        wanted = [wanted[0], {DECLINE: {}}]
     row = {
         "id": f"generated_{kind}_{index}",
         "question": [[{"role": "user", "content": " ".join(text for text, _ in made)}]],
         "function": [_offered(name) for name in _choice(kind, asked, names[len(asked) :], rng)],
     }
-    return row, [{DECLINE: {}}] if kind == "irrelevance" else [call for _, call in made]
+    return row, wanted
 
 
 def _choice(kind: str, asked: list[str], others: list[str], rng: np.random.Generator) -> list[str]:
-    """Return the functions to offer; neither their number nor their order tells which is right, or that none is."""
-    least = 0 if kind == "parallel" else 1
+    """Return the functions to offer; neither their number nor their order tells which is right, or that one lacks."""
+    least = 1 if kind == "multiple" else 0
     few = others[: int(rng.integers(least, len(others) + 1))]
-    offered = {"simple": asked, "irrelevance": few}.get(kind, asked + few)
+    offered = {"simple": asked, "partly": asked[:1] + few}.get(kind, asked + few)
     return [str(one) for one in rng.permutation(offered)]
 
 
