@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -154,16 +154,16 @@ def crowd(row: Bundled, episodes: int, rounds: int = 1) -> Crowd:
         lines = _scripts(place, tasks)
         _round(place, tasks, lines, episodes)  # what the first crowd leaves warm is no leak
         before, load, began = Usage.now(place), os.getloadavg()[0], time.monotonic()
-        memory, most, rewards = _resident_mb(), 0, list[float | str]()
+        memory, most, ends = _resident_mb(), 0, list[bool | str]()
         for _ in range(rounds):
             ended, at_once = _round(place, tasks, lines, episodes)
-            rewards += ended
+            ends += ended
             most = max(most, at_once)
         seconds = (time.monotonic() - began) / rounds
         left = _left(place, before)
         grown = _resident_mb() - memory
-    errors = Counter(one for one in rewards if isinstance(one, str))
-    solved = sum(one == 1.0 for one in rewards)
+    errors = Counter(one for one in ends if isinstance(one, str))
+    solved = sum(one is True for one in ends)
     return Crowd(row.id, row.family, rounds * episodes, most, solved, dict(errors), left, seconds, grown, load)
 
 
@@ -184,15 +184,15 @@ def table(crowds: Sequence[Crowd]) -> str:
 
 def _round(
     place: Furnished, tasks: Sequence[Task], lines: Sequence[Sequence[str]], episodes: int
-) -> tuple[list[float | str], int]:
-    """Return each episode's reward or error, and how many sessions were open at once."""
+) -> tuple[list[bool | str], int]:
+    """Return whether each episode was solved, or its error, and how many sessions were open at once."""
     sessions = Sessions(place.make_env, Bounds(sessions=episodes + 1))
     all_begun = threading.Barrier(episodes)
     most = 0
 
-    def play(number: int, url: str) -> float | str:
+    def play(number: int, url: str) -> bool | str:
         nonlocal most
-        reward = 0.0
+        info: dict[str, Any] = {}
         with closing(RemoteEnv(url)) as env:
             try:
                 env.reset(seed=number, options={"task": tasks[number % len(tasks)].id})
@@ -203,10 +203,10 @@ def _round(
                 all_begun.wait(600)
                 most = max(most, len(sessions))
                 for line in lines[number % len(tasks)]:
-                    reward = env.step(line)[1]
+                    *_, info = env.step(line)
             except Exception as error:  # noqa: BLE001
                 return f"{type(error).__name__}: {error}"[:300]
-        return reward
+        return "verdict" in info and bool(info["verdict"].passed)
 
     application = create_app(sessions, None, name="crowd")
     with (
