@@ -11,6 +11,7 @@ import numpy as np
 
 from agentgym import registry
 from agentgym.errors import AgentFault, SandboxError, TaskError, UnknownNameError, VerifierError
+from agentgym.grading_sandboxes import GradingSandboxes
 from agentgym.noise import Case, Review
 from agentgym.rewards import OutcomeOnly, RewardScheme, check_levels, check_signals, settlement
 from agentgym.sandbox import Sandbox, SandboxBackend
@@ -96,6 +97,7 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         """What training does to a verdict: injected noise, and appeals. Evaluations leave it None."""
         self.progress: float | None = None
         """How far training has come, from 0 to 1, for curricula inside environments. Evaluations leave it None."""
+        self._grading: GradingSandboxes | None = None
         self._signals: list[Signal] = []
         self._refused = 0
         self.turns: list[Turn] = []
@@ -122,6 +124,10 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
     @property
     def sandboxes(self) -> SandboxBackend:
         """Where fresh sandboxes come from, for grading."""
+        grading = self._grading
+        return grading if grading is not None else self._sandboxes()
+
+    def _sandboxes(self) -> SandboxBackend:
         if isinstance(self._backend, str):
             self._backend = cast(SandboxBackend, registry.create("sandboxes", self._backend))
         return self._backend
@@ -268,6 +274,9 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         """End the episode's sandbox; may be called twice, and from another thread than `reset` or `step`."""
         self._running = False
         self._episode = None
+        grading = self._grading
+        if grading is not None:
+            grading.close()
         self._end_sandbox()
 
     # ------------------------------------------------------------------ the rest
@@ -360,10 +369,13 @@ class AgentEnv(gymnasium.Env[Observation, Message | str]):
         if submission is None:
             return Verdict(value=0.0, level="no_submission", trust=Trust.RPC, feedback="nothing was submitted")
         self.judging = True
+        self._grading = GradingSandboxes(self._sandboxes)
         try:
+            if not self._running:
+                raise SandboxError("the environment was closed before it was graded")
             found = self.grade(self._full_task, submission)
         finally:
-            self.judging = False
+            self.judging, self._grading = False, None
         if isinstance(found, Verdict):
             verdict = found
         else:

@@ -412,6 +412,33 @@ def test_cancelling_leaves_no_sandbox_open(process: SandboxBackend) -> None:
     assert time.monotonic() - began < 10
 
 
+def test_cancelling_while_an_answer_is_graded_ends_the_graders_sandbox_and_its_thread(process: SandboxBackend) -> None:
+    counted = CountingBackend(process)
+
+    class SlowlyGraded(ToyEnv):
+        """Grades in a sandbox that takes its time."""
+
+        def grade(self, task: Task, submission: Submission) -> bool:
+            with self.sandboxes.start(SandboxSpec()) as box:
+                return box.exec("sleep 60", timeout=90).ok
+
+    async def cancelled() -> None:
+        running = asyncio.create_task(Rollouts(lambda: SlowlyGraded(sandbox=counted), says(SOLVE)).run(requests(n=2)))
+        await until(lambda: counted.open_count == 2)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    before = {one for one in threading.enumerate() if one.name.startswith("episode")}
+    began = time.monotonic()
+    asyncio.run(cancelled())
+    assert (counted.started, counted.open_count) == (2, 0)
+    for one in threading.enumerate():
+        if one.name.startswith("episode") and one not in before:
+            one.join(20)
+    assert time.monotonic() - began < 20
+
+
 class SlowBackend(CountingBackend):
     """Takes its time to start."""
 
