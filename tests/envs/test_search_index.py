@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentgym.errors import AgentgymError, TaskError
+from agentgym.task import TaskSet
 from agentgym_envs.search import embedded
 from agentgym_envs.search.embedded import EmbeddedRetriever
+from agentgym_envs.search.env import SearchEnv
 from agentgym_envs.search.index import build
 from agentgym_envs.search.passages import Corpus, Passage
 
@@ -291,3 +294,24 @@ def test_leaving_out_frequent_words_changes_nothing_but_the_order_of_ties(data: 
         wanted = [score for (score,) in raw.execute(statement, (match_expression(words(question)),))]
         assert [hit.score for hit in real.search(question, 10)] == pytest.approx(wanted, abs=1e-4)
     raw.close()
+
+
+def test_few_files_stay_open_after_many_searches_at_once_and_none_after_the_last_user(index: EmbeddedRetriever) -> None:
+    def opened() -> int:
+        links = [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        return links.count(index.path)
+
+    first, second = SearchEnv(TaskSet("none", list), retriever=index), SearchEnv(TaskSet("none", list), retriever=index)
+    for user in (first, second):
+        index.enter(user)
+    with ExitStack() as searches:
+        for _ in range(3 * embedded.KEPT):
+            searches.enter_context(index._connection()).execute("SELECT * FROM meta").fetchall()
+        assert opened() == 3 * embedded.KEPT
+    assert opened() == embedded.KEPT
+    first.close()
+    assert opened() == embedded.KEPT
+    second.close()
+    second.close()
+    assert opened() == 0
+    assert ids(index, "sells coffee") == ["p4"]

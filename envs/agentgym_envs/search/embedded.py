@@ -7,6 +7,7 @@ import queue
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from agentgym_envs.search.retriever import Hit, check_k
 _SECONDS = 30.0
 _MOST_FREQUENT = 8
 """So many frequent words are searched where a query has no others; each reads more than half of the passages."""
+KEPT = 16
+"""So many connections wait for their next search; each is an open file. More are opened while more search at once."""
 _STEPS = 100_000
 """SQLite's instructions between two looks at the clock."""
 _COLUMNS = "number, id, title, text, links"
@@ -46,6 +49,8 @@ class EmbeddedRetriever:
         if not self.path.is_file():
             raise TaskError(f"no search index at {path}; make one with: agentgym search index CORPUS --to {path}")
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._using = threading.Lock()
         self._closed = False
         connection = self._connect()
         try:
@@ -137,9 +142,24 @@ class EmbeddedRetriever:
             found = self._fetch(connection, [one + 1 for one in numbers])
         return [found[one + 1] for one in numbers]
 
+    def enter(self, user: object) -> None:
+        """Keep connections for a user, such as an environment with an episode, until it leaves."""
+        with self._using:
+            self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """Let go of a user; the last one takes every idle connection with it. A later search opens one again."""
+        with self._using:
+            self._users.discard(user)
+            if not self._users:
+                self._rest()
+
     def close(self) -> None:
         """Close every connection."""
         self._closed = True
+        self._rest()
+
+    def _rest(self) -> None:
         while True:
             try:
                 self._idle.get_nowait().close()
@@ -172,7 +192,7 @@ class EmbeddedRetriever:
         except sqlite3.Error as error:
             raise InfrastructureError(f"the search index {self.path} cannot be read: {error}") from error
         finally:
-            if self._closed:
+            if self._closed or self._idle.qsize() >= KEPT:
                 connection.close()
             else:
                 self._idle.put(connection)

@@ -18,7 +18,7 @@ from agentgym_envs.search.citations import judge
 from agentgym_envs.search.embedded import EmbeddedRetriever
 from agentgym_envs.search.noise import NoiseSchedule, with_noise
 from agentgym_envs.search.passages import Passage
-from agentgym_envs.search.retriever import Retriever, open_retriever
+from agentgym_envs.search.retriever import Kept, Retriever, open_retriever
 from agentgym_envs.search.spec import read_gold
 from agentgym_envs.search.tasks import file_tasks
 from agentgym_envs.search.world import world_retriever, world_tasks
@@ -107,7 +107,16 @@ class SearchEnv(AgentEnv):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode in which nothing has been seen."""
         self._seen, self._turn = {}, -1
-        return super().reset(seed=seed, options=options)
+        found = super().reset(seed=seed, options=options)
+        if isinstance(self.retriever, Kept):
+            self.retriever.enter(self)
+        return found
+
+    def close(self) -> None:
+        """End the episode; the last environment of a corpus closes the files that were kept open for searches."""
+        super().close()
+        if isinstance(self.retriever, Kept):
+            self.retriever.leave(self)
 
     def prompt(self) -> Sequence[Message]:
         """The question, after an explanation of the tools if wanted."""

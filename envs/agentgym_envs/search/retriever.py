@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -46,6 +46,19 @@ class Retriever(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A retriever that keeps files open between searches while somebody uses it; optional."""
+
+    def enter(self, user: object) -> None:
+        """Keep them for this user."""
+        ...
+
+    def leave(self, user: object) -> None:
+        """Let go of this user, and with the last one of the files; whoever never entered may leave."""
         ...
 
 
