@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -33,6 +34,8 @@ from benchmarks.conformance import choose
 
 _SETTLE_S = 20.0
 """What ends in the background has so long to be gone."""
+_DRAIN_S = 1
+"""For answers that are on their way when a server ends."""
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
 
@@ -97,7 +100,9 @@ def main(
     episodes: Annotated[int, typer.Option(min=1, help="At once.")] = 200,
     docker: Annotated[int, typer.Option(min=1, help="At once where each has a container.")] = 40,
     rounds: Annotated[int, typer.Option(min=1, help="Crowds that are measured, after a first one.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file, after each family.")
+    ] = None,
 ) -> None:
     """Let scripted experts play many episodes of every environment at once, as clients of a server in this process.
 
@@ -119,6 +124,7 @@ def main(
             for row in chosen:
                 bars.update(bar, description=row.name)
                 found.append(crowd(row, docker if row.backend == "docker" else episodes, rounds))
+                _write(json_file, found)
                 bars.advance(bar)
                 console.print(_line(found[-1]), markup=False, style=None if found[-1].is_well else "red")
     except KeyboardInterrupt:
@@ -127,9 +133,6 @@ def main(
     except AgentgymError as error:
         console.print(str(error), markup=False, style="red")
         raise typer.Exit(1) from None
-    finally:
-        if json_file is not None:
-            json_file.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
     print(table(found))
     raise typer.Exit(not all(one.is_well for one in found))
 
@@ -208,13 +211,27 @@ def _round(
                 return f"{type(error).__name__}: {error}"[:300]
         return "verdict" in info and bool(info["verdict"].passed)
 
+    config = {"backlog": 2 * episodes, "timeout_keep_alive": KEPT_S, "timeout_graceful_shutdown": _DRAIN_S}
     application = create_app(sessions, None, name="crowd")
-    with (
-        serving(application, backlog=2 * episodes, timeout_keep_alive=KEPT_S) as url,
-        ThreadPoolExecutor(episodes) as pool,
-    ):
-        found = list(pool.map(play, range(episodes), [url] * episodes))
+    # The server ends first: an interrupt would else wait for players, and they for answers.
+    with ThreadPoolExecutor(episodes) as pool, serving(application, **config) as url:
+        try:
+            found = list(pool.map(play, range(episodes), [url] * episodes))
+        except BaseException:
+            # That it breaks off answers is what is wanted, and no news.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            pool.shutdown(wait=False, cancel_futures=True)
+            all_begun.abort()
+            raise
     return found, most
+
+
+def _write(file: Path | None, crowds: Sequence[Crowd]) -> None:
+    """Write the figures so far, whole or not at all."""
+    if file is not None:
+        part = file.with_name(f".{file.name}.part")
+        part.write_text(json.dumps([asdict(one) for one in crowds], indent=1) + "\n", encoding="utf-8")
+        part.replace(file)
 
 
 def _scripts(place: Furnished, tasks: Sequence[Task]) -> list[list[str]]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -147,3 +152,26 @@ def test_a_crowd_that_fails_or_leaves_something_is_told(monkeypatch: pytest.Monk
     assert not found.is_well
     assert (found.solved, found.at_once) == (19, 20)
     assert found.left["files"] >= 20
+
+
+@pytest.mark.parametrize("row", [one for one in ROWS if one.id == "Swe-v0"], indirect=True)
+def test_an_interrupted_crowd_ends_at_once_and_leaves_the_figures_of_the_families_before(
+    row: Bundled, tmp_path: Path
+) -> None:
+    file = tmp_path / "crowd.json"
+    words = ["--only", "Calculator-v0", "--only", row.name, "--episodes", "12", "--json", str(file)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.crowd", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 120
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(4)  # into the midst of the second crowd
+        running.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        _, said = running.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert running.returncode == 130, said
+    assert "interrupted" in said
+    assert [one["environment"] for one in json.loads(file.read_text())] == ["agentgym/Calculator-v0"]
+    assert [*tmp_path.iterdir()] == [file]
