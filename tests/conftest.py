@@ -14,6 +14,7 @@ from hypothesis import settings
 from agentgym import cli
 from agentgym.cli.console import out
 
+collect_ignore = ["support/trl_runs.py"]  # a program for TRL's own environment
 # A busy machine is no failure: pytest-timeout bounds each test, so hypothesis need not bound each example.
 settings.register_profile("agentgym", deadline=None)
 settings.load_profile("agentgym")

@@ -67,12 +67,14 @@ def test_ignorant_agents_score_nothing_and_the_expert_everything(row: Bundled) -
 @pytest.mark.parametrize("row", ROWS, indirect=True)
 def test_it_passes_check_env_and_validate_and_the_red_team(row: Bundled) -> None:
     with row.furnished() as place:
-        attacks = SOME if place.make_env().sandboxed else None
+        attacks = SOME if (sandboxed := place.make_env().sandboxed) else None
         found = validate(place.make_env, place.draw(1, seed=1), plan=Plan(jobs=2, attacks=attacks, calls=10))
         assert place.backend.open_count == 0
     assert found.passed, found.findings
     assert found.checks["gymnasium's contract holds"] == 1
-    assert sum(count for check, count in found.checks.items() if check.startswith("red team")) > 3
+    assert sum(count for check, count in found.checks.items() if check.startswith("red team")) >= (
+        SOME if sandboxed else 4
+    )
 
 
 class Generous(ToyEnv):

@@ -334,7 +334,7 @@ def test_any_posix_shell_will_do(backend: SandboxBackend, name: str) -> None:
 # ---- terminals ----
 
 
-def look(terminal: Terminal, until: str, timeout: float = 10) -> str:
+def look(terminal: Terminal, until: str, timeout: float = 30) -> str:
     data = terminal.read(timeout=timeout, until=until.encode()).data.decode(errors="replace")
     assert until in data, data
     return data

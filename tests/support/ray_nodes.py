@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 PLUGIN = Path(__file__).with_name("ray_plugin")
 PLACES = 24
 """How many sandboxes each node offers."""
 _STORE_BYTES = 80 << 20
+# Ray gives each node 30 seconds to start, which a busy machine may not have.
+_LATE = retry_if_exception_message(match=".*timed out during startup")
+_patiently = retry(retry=_LATE, stop=stop_after_attempt(4), reraise=True)
 
 
 class Nodes:
@@ -35,9 +39,10 @@ class Nodes:
         )
         self.address: str = self.cluster.address
 
+    @_patiently
     def add(self, name: str, places: int = PLACES, **env: str) -> Any:
         """Add a node that is a machine with a shelf of its own."""
-        self.shelf(name).mkdir()
+        self.shelf(name).mkdir(exist_ok=True)
         return self.cluster.add_node(
             wait=False,
             num_cpus=1,
@@ -56,6 +61,20 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
 
+@_patiently
+def _started(folder: Path, names: Sequence[str]) -> Nodes:
+    """Start a cluster."""
+    begun = Nodes(folder)
+    try:
+        for name in names:
+            begun.add(name)
+        begun.cluster.wait_for_nodes()
+    except BaseException:
+        begun.cluster.shutdown()
+        raise
+    return begun
+
+
 @contextmanager
 def nodes(*names: str) -> Iterator[Nodes]:
     """Start a cluster, join it and let other processes find it."""
@@ -66,11 +85,8 @@ def nodes(*names: str) -> Iterator[Nodes]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Nodes(Path(folder))
+        started = _started(Path(folder), names)
         try:
-            for name in names:
-                started.add(name)
-            started.cluster.wait_for_nodes()
             patch.setenv("RAY_ADDRESS", started.address)
             ray.init(address=started.address, log_to_driver=False, logging_level="WARNING")
             yield started
