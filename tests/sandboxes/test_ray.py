@@ -440,7 +440,7 @@ def test_what_the_nodes_cannot_do_is_refused_by_name(connect: Connect) -> None:
         connect(address="192.0.2.1:6379")
 
 
-ALONE = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/tmp", "--unshare-pid", "--proc", "/proc"]
+ALONE = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/tmp/ray", "--unshare-pid", "--proc", "/proc"]
 """Where no cluster of this machine can be seen."""
 
 
