@@ -58,6 +58,10 @@ class CrashError(AgentgymError):
     """An environment raised what it should not; clients are not told what, for it may show what is hidden."""
 
 
+_CLOSERS = 16
+"""Environments that are closed at the same time: that is mostly waiting for their sandboxes."""
+
+
 @dataclass(eq=False)
 class Session:
     """One client's environment."""
@@ -93,6 +97,8 @@ class Sessions:
         self._tasks: TaskSet | None = None
         self._making = threading.Lock()
         self._threads = ThreadPoolExecutor(self.bounds.threads, thread_name_prefix="turn")
+        # Of their own: a turn that hangs holds its thread until its sandbox is gone.
+        self._closers = ThreadPoolExecutor(_CLOSERS, thread_name_prefix="closing")
         self.counts = {"begun": 0, "ended": 0, "expired": 0, "refused": 0, "turns": 0, "episodes": 0, "errors": 0}
         self.turn_seconds = 0.0
 
@@ -152,8 +158,8 @@ class Sessions:
         """Close a session; a turn that still runs loses its sandbox and ends by itself."""
         if self._open.pop(session.id, None) is not None:
             self.counts[how] += 1
-            # Not through the pool: a turn that hangs holds its thread until its sandbox is gone.
-            await asyncio.shield(asyncio.to_thread(session.env.close))
+            ended = asyncio.get_running_loop().run_in_executor(self._closers, session.env.close)
+            await asyncio.shield(ended)
 
     async def sweep(self) -> None:
         """End silent sessions, for ever."""
@@ -174,6 +180,7 @@ class Sessions:
         for error in filter(None, ended):
             logger.error("a session could not be closed", exc_info=error)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._closers.shutdown(wait=False)
 
     def _made(self) -> AgentEnv:
         env = self._make_env()

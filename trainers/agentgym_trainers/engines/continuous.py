@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation
+from agentgym_trainers.engines.direct import Decode, direct
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Drawing, Request, Row
 from agentgym_trainers.engines.slots import KeysValues, SlotCache
@@ -19,18 +20,26 @@ from agentgym_trainers.engines.slots import KeysValues, SlotCache
 Result = tuple[Request, Generation | Exception]
 _PADDING = 64
 """Tokens of padding that cost less than another batch does."""
+_AHEAD = 32
+"""Tokens for which room is made before they are sampled: a short turn then never copies what is in memory."""
 
 
 class ContinuousBatch:
     """The running batch of one model. Row i of `rows` is row i of the cache."""
 
-    def __init__(self, model: Any, prefixes: PrefixStore, prefill_tokens: int = 8192) -> None:
-        """Take a model, what sessions remember, and how many prompt tokens to compute at once, padding included."""
+    def __init__(
+        self, model: Any, prefixes: PrefixStore, prefill_tokens: int = 8192, *, autocast: bool = False
+    ) -> None:
+        """Take a model, what sessions remember, and how many prompt tokens to compute at once, padding included.
+
+        With `autocast`, the caller has it on, and the model alone knows what that means.
+        """
         self.rows: list[Row] = []
         self._model = model
         self._prefixes = prefixes
         self._prefill_tokens = prefill_tokens
         self._cache = SlotCache(model)
+        self._autocast = autocast
         self._drawing: Drawing | None = None
 
     def tick(self, joining: Sequence[Request], version: int) -> list[Result]:
@@ -61,6 +70,11 @@ class ContinuousBatch:
             row.request.aborted = True
         return self._leave(version)
 
+    def clear(self) -> None:
+        """Give the memory back in which rows were: the next ones make room anew."""
+        if not self.rows:
+            self._cache.clear()
+
     def _join(self, rows: list[Row], version: int) -> list[Result]:
         """Compute contexts that nobody has computed yet, shortest first; rows with one context share the work."""
         alike: dict[tuple[int, ...], list[Row]] = {}
@@ -69,6 +83,10 @@ class ContinuousBatch:
         found = {context: self._prefixes.find(same[0].request.session, context) for context, same in alike.items()}
         new = {context: len(context) - (known[1] if known else 0) for context, known in found.items()}
         failed: list[Result] = []
+        try:
+            self._cache.reserve(len(self.rows) + len(rows), max(map(_room, rows), default=0))
+        except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
+            return _failures(rows, error)
         for part in _portions(sorted(alike, key=lambda context: new[context]), new, self._prefill_tokens):
             start = len(self.rows)
             try:
@@ -92,7 +110,6 @@ class ContinuousBatch:
                 self._cache.load(start + index, *found)
         logits_BV = self._forward(start, ids_BQ, position_BQ)
         self.rows += leaders
-        self._cache.reserve(start + sum(len(rows) for rows, _ in work))
         source_B = list(range(len(leaders)))
         for index, (rows, _) in enumerate(work):
             for follower in rows[1:]:
@@ -108,11 +125,16 @@ class ContinuousBatch:
     def _decode(self, version: int) -> None:
         ids_B1 = torch.tensor([[row.ids[-1]] for row in self.rows])
         position_B1 = torch.tensor([[row.length] for row in self.rows])
-        logits_BV = self._forward(0, ids_B1, position_B1)
+        logits_BV = self._decoder(ids_B1, position_B1)
         for row in self.rows:
             row.length += 1
         self._drawing = self._drawing or Drawing(self.rows, logits_BV.device)
         self._drawing.draw(logits_BV, version)
+
+    @cached_property
+    def _decoder(self) -> Decode:
+        found = None if self._autocast else direct(self._model, self._cache)
+        return found or partial(self._forward, 0)
 
     def _forward(self, start: int, ids_BQ: Tensor, position_BQ: Tensor) -> Tensor:
         device = self._model.device
@@ -138,8 +160,6 @@ class ContinuousBatch:
                 self._cache.move(len(self.rows), index, last.length)
                 self.rows[index] = last
             self._drawing = None
-        if not self.rows:
-            self._cache.clear()
         return done
 
     def _fail(self, error: Exception) -> list[Result]:
@@ -160,6 +180,11 @@ def _portions(
             cuts.append(index)
             tokens = new[context]
     return [list(contexts[start:stop]) for start, stop in pairwise([*cuts, len(contexts)])] if contexts else []
+
+
+def _room(row: Row) -> int:
+    """Return how many tokens a row is likely to hold."""
+    return len(row.context) + min(_AHEAD, row.request.sampling.max_tokens - len(row.ids))
 
 
 def _failures(rows: Sequence[Row], error: Exception) -> list[Result]:

@@ -85,7 +85,9 @@ class HFEngine:
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._max_batch = max_batch
         self._patience_s = patience_s
-        self._batch = ContinuousBatch(self._model, self.prefixes) if fits_slots(model.config) else None
+        self._batch = (
+            ContinuousBatch(self._model, self.prefixes, autocast=self._autocast) if fits_slots(model.config) else None
+        )
         if self._batch is None and not self._lockstep:
             logger.warning("%s keeps more than keys and values: its batches are fixed", type(model).__name__)
         self._lock = threading.Lock()
@@ -148,6 +150,7 @@ class HFEngine:
         self.prefixes.close(session)
         with self._lock:
             self._open.discard(session)
+            self._give_back()
         self._pump()
 
     async def update_weights(
@@ -245,6 +248,7 @@ class HFEngine:
                 joining = self._joining(forced)
                 if not updates and not joining and not (self._batch and self._batch.rows):
                     self._busy = False
+                    self._give_back()
                     break
             forced = False
             done = [one for update in updates for one in self._renew(update)]
@@ -255,6 +259,7 @@ class HFEngine:
                         done += self._compute(joining[start : start + self._max_batch])
                 with self._lock:
                     self._busy = False
+                    self._give_back()
                 for request, result in done:
                     _resolve(request, result)
                 break
@@ -264,6 +269,11 @@ class HFEngine:
                 done += self._batch.end(self.weight_version)
             for request, result in done:
                 _resolve(request, result)
+
+    def _give_back(self) -> None:
+        """Hold no memory for rows once the last episode is over; the caller has the lock."""
+        if self._batch is not None and not self._open and not self._busy:
+            self._batch.clear()
 
     def _joining(self, forced: bool) -> list[Request]:
         """Take from those who wait whoever may join now."""

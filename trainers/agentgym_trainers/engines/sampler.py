@@ -112,9 +112,12 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
     # Float32 would misplace up to 1e-5 of the mass over a large vocabulary.
     cumulative_BV = logp_BV.double().exp().cumsum(-1)
     token_B = (cumulative_BV <= uniform_B[:, None] * cumulative_BV[:, -1:]).sum(-1)
-    token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B.clamp_(max=logits_BV.shape[-1] - 1))
+    token_B.clamp_(max=logits_BV.shape[-1] - 1)
     logp_B = logp_BV.gather(-1, token_B[:, None])[:, 0]
-    return token_B, torch.where(greedy_B, torch.zeros_like(logp_B), logp_B)
+    if bool(greedy_B.any()):
+        token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B)
+        logp_B = torch.where(greedy_B, torch.zeros_like(logp_B), logp_B)
+    return token_B, logp_B
 
 
 def _nucleus(logp_BV: Tensor, top_p_B: Tensor) -> Tensor:

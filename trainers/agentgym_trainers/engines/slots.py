@@ -18,11 +18,22 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values [rows, H, columns, D]; row r's token at position p lies in column p."""
 
     plan: SlotPlan
+    _expected = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take shapes and types from the first states."""
         super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = (one.new_empty(0, one.shape[1], 0, one.shape[3]) for one in (key_states, value_states))
+        rows, columns = self._expected
+        self.keys, self.values = (
+            one.new_zeros(rows, one.shape[1], columns, one.shape[3]) for one in (key_states, value_states)
+        )
+
+    def expect(self, rows: int, columns: int) -> None:
+        """Make room for so many rows and columns, now or with the first states."""
+        if self.is_initialized:
+            self.reserve(rows, columns)
+        else:
+            self._expected = rows, columns
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Write the new tokens' states where the plan says; return all columns of the plan's rows."""
@@ -92,14 +103,16 @@ class SlotCache:
             seen_BQW = column_W <= position_BQ1
             if window is not None:
                 seen_BQW &= column_W > position_BQ1 - window
-            masks[kind] = self._shaped(seen_BQW[:, None], dtype)
+            # One token a row: a mask in the scores' own type is no larger, and no layer has to convert it.
+            additive = self._additive or position_BQ.shape[1] == 1
+            masks[kind] = _shaped(seen_BQW[:, None], dtype) if additive else seen_BQW[:, None]
         mask = next(iter(masks.values())) if len(masks) == 1 else masks
         return {"attention_mask": mask, "position_ids": plan.position_BQ, self._argument: self.cache}
 
-    def reserve(self, rows: int) -> None:
-        """Make room for so many rows at once, after the first forward pass."""
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room for so many rows of so many tokens at once: growing token by token copies all there is."""
         for layer in self._layers:
-            layer.reserve(rows, layer.keys.shape[2])
+            layer.expect(rows, columns + 1)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one row over another's, for which there is room."""
@@ -126,10 +139,10 @@ class SlotCache:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[:0, :, :0].clone(), layer.values[:0, :, :0].clone()
 
-    def _shaped(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
-        if not self._additive:
-            return seen
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+def _shaped(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def cache_argument(model: Any) -> str:

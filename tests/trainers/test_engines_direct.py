@@ -1,0 +1,124 @@
+"""Decoding without a model's modules: the same scores where it is used, and used only where they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import pytest
+import torch
+from engine_contract import contract_model
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from agentgym_trainers.engines.direct import direct
+from agentgym_trainers.engines.slots import SlotCache
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 90, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3,
+}  # fmt: skip
+ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "llama, tied and stretched": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"tie_word_embeddings": True, "rope_parameters": ROPE},
+    ),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 5}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen2, windows in some layers": (Qwen2ForCausalLM, Qwen2Config, WINDOWS),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_scores_as_the_model_does_whatever_the_rows_hold(family: str) -> None:
+    kind, config, more = FAMILIES[family]
+    torch.manual_seed(0)
+    model = kind(config(**SHAPE, **more)).eval()
+    lengths = [9, 3, 14, 1]
+    cache = SlotCache(model)
+    decode = direct(model, cache)
+    assert decode is not None
+    rows = [torch.randint(0, SHAPE["vocab_size"], (length + 3,)) for length in lengths]
+    with torch.inference_mode():
+        for row, (ids, length) in enumerate(zip(rows, lengths, strict=True)):
+            position_1N = torch.arange(length)[None]
+            model(input_ids=ids[None, :length], use_cache=True, **cache.plan(row, position_1N, model.dtype))
+        for step in range(3):
+            places = [length + step for length in lengths]
+            ids_B1 = torch.stack([ids[place] for ids, place in zip(rows, places, strict=True)])[:, None]
+            found_BV = decode(ids_B1, torch.tensor(places)[:, None])
+            for row, (ids, place) in enumerate(zip(rows, places, strict=True)):
+                expected_V = model(input_ids=ids[None, : place + 1], use_cache=False).logits[0, -1]
+                assert torch.allclose(found_BV[row], expected_V, atol=1e-4)
+
+
+def test_weights_may_change_in_place() -> None:
+    model = contract_model(tied=True).eval()
+    cache = SlotCache(model)
+    decode = direct(model, cache)
+    assert decode is not None
+    with torch.inference_mode():
+        for factor in (1.0, 1.5):
+            for weight in model.parameters():
+                weight.mul_(factor)
+            model(input_ids=torch.tensor([[3]]), use_cache=True, **cache.plan(0, torch.tensor([[0]]), model.dtype))
+            expected_V = model(input_ids=torch.tensor([[3, 4]]), use_cache=False).logits[0, -1]
+            found_BV = decode(torch.tensor([[4]]), torch.tensor([[1]]))
+            assert torch.allclose(found_BV[0], expected_V, atol=1e-4)
+
+
+def hooked(model: Any) -> Any:
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: None)
+    return model
+
+
+def replaced(model: Any) -> Any:
+    model.model.layers[0].forward = model.model.layers[0].forward
+    return model
+
+
+def adapted(model: Any) -> Any:
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), model)
+    return model
+
+
+def dropping(model: Any) -> Any:
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    return model.train()
+
+
+CHANGED: dict[str, Callable[[Any], Any]] = {
+    "hooked": hooked,
+    "replaced": replaced,
+    "adapted": adapted,
+    "dropping": dropping,
+    "bfloat16": lambda model: model.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_a_model_that_does_more_decodes_for_itself(how: str) -> None:
+    changed = CHANGED[how](contract_model(tied=True))
+    assert direct(changed, SlotCache(changed)) is None
+
+
+def test_another_family_decodes_for_itself() -> None:
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE))
+    assert direct(model, SlotCache(model)) is None
