@@ -20,6 +20,8 @@ PROMPTS = [[3, 50, 60, 1, 4], [3, 70, 1, 4], [3, 50, 60, 70, 80, 90, 100, 110, 1
 CONTEXT = 8192
 VOCABULARY = 320
 TOLERANCE = 1e-4
+_TRIES = 5
+"""What is to happen in the middle of a request may find it over, where other processes take the time."""
 
 
 def contract_model(*, tied: bool) -> Any:
@@ -162,7 +164,10 @@ class EngineContract:
             await subject.engine.abort("s")  # nothing to abort any more
             return made, left, await subject.ask(PROMPTS[1])
 
-        made, left, after = subject.run(play())
+        for _ in range(_TRIES):
+            made, left, after = subject.run(play())
+            if made.stop_reason == "abort" and len(made.ids) > 1:
+                break
         assert (made.stop_reason, left) == ("abort", 0)
         assert 1 < len(made.ids) < CONTEXT - 10
         subject.exact(PROMPTS[0], made)
@@ -236,17 +241,20 @@ class EngineContract:
     def test_weights_that_change_under_way_are_told_token_by_token(self, subject: Subject) -> None:
         if not subject.updates_midway:
             pytest.skip("this engine samples from the learner's own tensors, which do not change under way")
-        old = copy.deepcopy(subject.model)
 
-        async def play() -> tuple[int, Generation]:
-            before = subject.engine.weight_version
+        async def play() -> tuple[int, Any, Generation]:
+            before, old = subject.engine.weight_version, copy.deepcopy(subject.model)
             asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=1900))
             await asyncio.sleep(0.15)
             stir(subject.model, 5)
             await subject.engine.update_weights()
-            return before, await asked
+            return before, old, await asked
 
-        before, made = subject.run(play())
+        subject.run(subject.ask(PROMPTS[0]))
+        for _ in range(_TRIES):
+            before, old, made = subject.run(play())
+            if made.spans:
+                break
         assert (made.weight_version, made.stop_reason, len(made.ids)) == (before, "length", 1900)
         (first, count), (second, rest) = made.spans
         assert (first, second, count + rest) == (before, before + 1, 1900)

@@ -35,6 +35,8 @@ def vllm_server(model: Any, folder: Path, *arguments: str) -> Iterator[str]:
     ]  # fmt: skip
     environment = os.environ | {
         "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+        # Its threads wait by spinning: with one on every core, whoever asks it hardly runs.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     log = folder / "server.log"
     with log.open("wb") as sink:
