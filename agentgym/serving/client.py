@@ -21,7 +21,8 @@ class RemoteEnv(gymnasium.Env[Observation, Message | str]):
     Args:
         url: where the server is, such as `http://127.0.0.1:8000`.
         token: the server's token; by default from AGENTGYM_ENV_TOKEN, none if that is not set.
-        timeout_s: of each request.
+        timeout_s: of each request. A turn may wait for others on a crowded server, and has its own limit there once it
+            begins.
 
     Raises:
         MissingExtraError: httpx is not installed.
@@ -31,7 +32,7 @@ class RemoteEnv(gymnasium.Env[Observation, Message | str]):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 330.0) -> None:
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 1800.0) -> None:
         if find_spec("httpx") is None:
             raise MissingExtraError("httpx", "remote")
         import httpx

@@ -34,7 +34,7 @@ class Bounds(Record):
     session_ttl_s: Annotated[float, Field(gt=0)] = 600.0
     """A session that nothing was asked of for so long is ended."""
     turn_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """A turn that takes longer ends its session."""
+    """A turn that takes longer, from when it has a thread, ends its session."""
     patience_s: Annotated[float, Field(gt=0)] = 30.0
     """For a request to come whole, and for each part of an answer to be taken; then the client is hung up on."""
     message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
@@ -193,10 +193,24 @@ class Sessions:
     async def _turn(self, session: Session, call: Callable[[], Result]) -> Result:
         async with session.turn:
             self.find(session.id)  # it may have ended while this turn waited
-            began, deadline = time.monotonic(), asyncio.timeout(self.bounds.turn_timeout_s)
+            began, deadline, loop = time.monotonic(), asyncio.timeout(None), asyncio.get_running_loop()
+            waits = True
+
+            def start_clock() -> None:
+                if waits:
+                    deadline.reschedule(loop.time() + self.bounds.turn_timeout_s)
+
+            def timed() -> Result:
+                # Not before: where many turns wait for few threads, their waiting is nobody's fault.
+                loop.call_soon_threadsafe(start_clock)
+                return call()
+
             try:
                 async with deadline:
-                    return await self._in_thread(call)
+                    try:
+                        return await self._in_thread(timed)
+                    finally:
+                        waits = False
             except TimeoutError as error:
                 if not deadline.expired():  # somebody else's, such as a socket's
                     raise self._crash(session) from error

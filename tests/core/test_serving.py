@@ -182,6 +182,14 @@ def test_silence_and_slowness_end_a_session_and_its_environment() -> None:
         assert "agentgym_expired_total 2.0" in client.get("/metrics").text
 
 
+def test_waiting_for_a_thread_is_no_part_of_a_turns_time() -> None:
+    with running(Slow, threads=1, turn_timeout_s=2.0) as url, ask(url) as client, ThreadPoolExecutor(5) as pool:
+        ids = [client.post("/sessions", json={"task": "toy-0"}).json()["session_id"] for _ in range(5)]
+        call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 0.8}}]}
+        made = [pool.submit(client.post, f"/sessions/{one}/step", json=call) for one in ids]
+        assert [one.result(20).status_code for one in made] == [200] * 5
+
+
 class Hung(ToyEnv):
     """Steps that end only when the environment is closed, as one does whose sandbox hangs."""
 

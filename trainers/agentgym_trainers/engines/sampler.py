@@ -109,9 +109,9 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
     logp_BV = torch.log_softmax(scaled_BV, dim=-1)
     if bool((top_p_B < 1).any()):
         logp_BV = _nucleus(logp_BV, top_p_B)
-    # Float32 would misplace up to 1e-5 of the mass over a large vocabulary.
-    cumulative_BV = logp_BV.double().exp().cumsum(-1)
-    token_B = (cumulative_BV <= uniform_B[:, None] * cumulative_BV[:, -1:]).sum(-1)
+    # A sum in float32 would misplace up to 1e-5 of the mass over a large vocabulary.
+    cumulative_BV = logp_BV.exp().cumsum(-1, dtype=torch.float64)
+    token_B = torch.searchsorted(cumulative_BV, uniform_B[:, None] * cumulative_BV[:, -1:], right=True)[:, 0]
     token_B.clamp_(max=logits_BV.shape[-1] - 1)
     logp_B = logp_BV.gather(-1, token_B[:, None])[:, 0]
     if bool(greedy_B.any()):
