@@ -157,7 +157,13 @@ def warm_start(folder: Path, model: str, threads: int) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(told.read_text())
         return kept
     steps = 300 if model == "0.5M" else 150
-    asked = {"shape": SHAPES[model], "steps": steps, "lr": WARM_LR[model], "threads": threads, "model": str(folder / "model")}
+    asked = {
+        "shape": SHAPES[model],
+        "steps": steps,
+        "lr": WARM_LR[model],
+        "threads": threads,
+        "model": str(folder / "model"),
+    }
     made = ours(asked)
     told.write_text(json.dumps(made))
     return made

@@ -83,15 +83,15 @@ def _decode(model: Any, cache: SlotCache, ids_B1: Tensor, position_B1: Tensor) -
             torch.addcmul(one * cos_B1E, one.roll(half, -1), turn_B1E) for one in (query_BHE, key_BHE)
         )
         keys_BHWE, values_BHWE = cache.cache.layers[index].update(key_BHE[:, :, None], value_BHE[:, :, None])
-        heard_BH1E = scaled_dot_product_attention(
-            query_BHE[:, :, None],
+        # The query heads of a group stand in the place of queries: they read the same keys, all of them.
+        heard_BHGE = scaled_dot_product_attention(
+            query_BHE.view(len(state_BD), keys_BHWE.shape[1], -1, attention.head_dim),
             keys_BHWE,
             values_BHWE,
             attn_mask=mask,
             scale=attention.scaling,
-            enable_gqa=keys_BHWE.shape[1] != query_BHE.shape[1],
         )
-        state_BD = state_BD + _linear(attention.o_proj, heard_BH1E.flatten(1))
+        state_BD = state_BD + _linear(attention.o_proj, heard_BHGE.flatten(1))
         normed_BD = _normalised(layer.post_attention_layernorm, state_BD)
         gate_BF = mlp.act_fn(_linear(mlp.gate_proj, normed_BD)) * _linear(mlp.up_proj, normed_BD)
         state_BD = state_BD + _linear(mlp.down_proj, gate_BF)
