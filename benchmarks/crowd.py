@@ -83,7 +83,7 @@ class Crowd:
     solved: int
     errors: dict[str, int]
     left: dict[str, int]
-    """What there is more of afterwards than before, however often it is done again."""
+    """What there is more of afterwards than before; of threads and files, what there is more of after every crowd."""
     seconds: float
     memory_mb: float
     """By how much the resident memory of server and clients rose over these crowds, after one before them."""
@@ -167,14 +167,15 @@ def crowd(row: Bundled, episodes: int, rounds: int = 1) -> Crowd:
         seconds = (time.monotonic() - began) / rounds
         left = _left(place, before)
         grown = _resident_mb() - memory
-        for _ in range(_MORE if left else 0):  # pools and connections that are kept fill up and stop; a leak goes on
+        # Pools of threads and connections that are kept fill up and stop; a leak goes on.
+        for _ in range(_MORE if left and left.keys() <= {"threads", "files"} else 0):
             now = Usage.now(place)
-            _round(place, tasks, lines, episodes)
+            ends += _round(place, tasks, lines, episodes)[0]
             if not (left := _left(place, now)):
                 break
     errors = Counter(one for one in ends if isinstance(one, str))
     solved = sum(one is True for one in ends)
-    return Crowd(row.id, row.family, rounds * episodes, most, solved, dict(errors), left, seconds, grown, load)
+    return Crowd(row.id, row.family, len(ends), most, solved, dict(errors), left, seconds, grown, load)
 
 
 def table(crowds: Sequence[Crowd]) -> str:

@@ -14,6 +14,8 @@ from agentgym.serving.server import TOKEN_VARIABLE
 from agentgym.spaces import ActionSpace, ObservationSpace
 from agentgym.types import Message, Verdict
 
+_CONNECT_S = 30.0
+
 
 class RemoteEnv(gymnasium.Env[Observation, Message | str]):
     """One session on a server: `reset` and `step` take and return what they do locally.
@@ -42,7 +44,8 @@ class RemoteEnv(gymnasium.Env[Observation, Message | str]):
         base = url.rstrip("/")
         # Certificates take a while to load, and a server without TLS needs none.
         verify = base.startswith("https:")
-        self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout_s, verify=verify, trust_env=False)
+        patience = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=patience, verify=verify, trust_env=False)
         self._session: str | None = None
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()

@@ -35,6 +35,8 @@ class Bounds(Record):
     """A session that nothing was asked of for so long is ended."""
     turn_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """A turn that takes longer, from when it has a thread, ends its session."""
+    wait_s: Annotated[float, Field(gt=0)] = 1500.0
+    """A turn that waits longer for a thread is refused."""
     patience_s: Annotated[float, Field(gt=0)] = 30.0
     """For a request to come whole, and for each part of an answer to be taken; then the client is hung up on."""
     message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
@@ -193,16 +195,21 @@ class Sessions:
     async def _turn(self, session: Session, call: Callable[[], Result]) -> Result:
         async with session.turn:
             self.find(session.id)  # it may have ended while this turn waited
-            began, deadline, loop = time.monotonic(), asyncio.timeout(None), asyncio.get_running_loop()
-            waits = True
+            loop, began = asyncio.get_running_loop(), time.monotonic()
+            deadline, waits = asyncio.timeout(self.bounds.wait_s), True
+            runs = False
 
             def start_clock() -> None:
+                nonlocal began, runs
                 if waits:
+                    began, runs = time.monotonic(), True
                     deadline.reschedule(loop.time() + self.bounds.turn_timeout_s)
 
             def timed() -> Result:
                 # Not before: where many turns wait for few threads, their waiting is nobody's fault.
                 loop.call_soon_threadsafe(start_clock)
+                if self._open.get(session.id) is not session:  # ended meanwhile, and its environment closed
+                    raise UnknownSessionError("the session was ended while its turn waited")
                 return call()
 
             try:
@@ -214,6 +221,11 @@ class Sessions:
             except TimeoutError as error:
                 if not deadline.expired():  # somebody else's, such as a socket's
                     raise self._crash(session) from error
+                if not runs:
+                    self.counts["refused"] += 1
+                    raise FullError(
+                        f"the turn waited {self.bounds.wait_s:g} s for a thread and none was free; try again later"
+                    ) from None
                 await self.end(session, "expired")
                 raise TurnTimeoutError(
                     f"the turn took longer than {self.bounds.turn_timeout_s:g} s; its session is ended"

@@ -190,6 +190,30 @@ def test_waiting_for_a_thread_is_no_part_of_a_turns_time() -> None:
         assert [one.result(20).status_code for one in made] == [200] * 5
 
 
+def test_a_turn_that_no_thread_is_ever_free_for_is_refused_and_its_session_stays() -> None:
+    with running(Slow, threads=1, wait_s=0.5) as url, ask(url) as client, ThreadPoolExecutor(2) as pool:
+        ids = [client.post("/sessions", json={"task": "toy-0"}).json()["session_id"] for _ in range(2)]
+        call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 2}}]}
+        first = pool.submit(client.post, f"/sessions/{ids[0]}/step", json=call)
+        time.sleep(0.2)
+        refused = client.post(f"/sessions/{ids[1]}/step", json=call)
+        assert (refused.status_code, "waited 0.5 s for a thread" in refused.text) == (503, True)
+        assert first.result(20).status_code == 200
+        assert client.post(f"/sessions/{ids[1]}/step", json={"content": "x"}).status_code == 200
+
+
+def test_a_turn_that_waits_does_not_begin_when_its_session_has_ended() -> None:
+    with running(Slow, threads=1) as url, ask(url) as client, ThreadPoolExecutor(2) as pool:
+        ids = [client.post("/sessions", json={"task": "toy-0"}).json()["session_id"] for _ in range(2)]
+        call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 2}}]}
+        first = pool.submit(client.post, f"/sessions/{ids[0]}/step", json=call)
+        time.sleep(0.2)
+        second = pool.submit(client.post, f"/sessions/{ids[1]}/reset", json={"task": "toy-1"})
+        time.sleep(0.2)
+        client.delete(f"/sessions/{ids[1]}")
+        assert (first.result(20).status_code, second.result(20).status_code) == (200, 404)
+
+
 class Hung(ToyEnv):
     """Steps that end only when the environment is closed, as one does whose sandbox hangs."""
 

@@ -178,6 +178,44 @@ def test_the_buffer_of_keys_grows_with_its_rows_and_keeps_what_it_has() -> None:
     assert torch.equal(layer.keys[0, 0, :199, 0], torch.arange(1.0, 200.0))
 
 
+def test_one_long_row_is_not_given_the_room_of_all_that_were_before() -> None:
+    layer = SlotLayer()
+    layer.lazy_initialization(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    layer.fit(256, 500)
+    layer.keys[:2, :, :500] = 1
+    layer.fit(2, 8192)
+    assert layer.keys.shape == layer.values.shape == (2, 1, 8192 + 1024, 1)
+    assert layer.keys[:, :, :500].min() == 1
+    layer.fit(300, 20)
+    assert layer.keys.shape == (337, 1, 20, 1)
+
+
+def test_a_prompt_without_room_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = SlotLayer._resize
+
+    def limited(layer: SlotLayer, rows: int, columns: int) -> None:
+        if rows * columns > 5000:
+            raise MemoryError("not that much")
+        resize(layer, rows, columns)
+
+    monkeypatch.setattr(SlotLayer, "_resize", limited)
+    prompts = [*PROMPTS, PROMPTS[0] * 300]
+
+    async def play(subject: Subject) -> list[Generation | BaseException]:
+        asked = [subject.ask(one, f"s{index}", max_tokens=6) for index, one in enumerate(prompts)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    for subject in hf(contract_model(tied=True), batching="lockstep", patience_s=0.5):
+        subject.run(subject.ask(PROMPTS[2]))  # room is made once there is some
+        for index in range(len(prompts)):
+            subject.engine.open(f"s{index}")
+        *made, failed = subject.run(play(subject))
+        assert isinstance(failed, InfrastructureError)
+        for prompt, one in zip(PROMPTS, made, strict=True):
+            assert isinstance(one, Generation)
+            subject.exact(prompt, one)
+
+
 async def sample(
     model: Any, prompts: Sequence[list[int]], batching: Any = "lockstep", max_batch: int = 8, **sampling: Any
 ) -> list[Generation]:
@@ -289,8 +327,8 @@ def test_a_broken_worker_tells_everybody() -> None:
     async def play(engine: Any) -> None:
         asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
         await asyncio.sleep(0.05)
-        engine._batch = "broken"
-        with pytest.raises(InfrastructureError, match="the engine failed: AttributeError"):
+        engine._batch.tick = None
+        with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
             await asked
         with pytest.raises(InfrastructureError, match="the engine is closed"):
             await engine.generate(PROMPTS[0], Sampling(), "b", ())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import peft
 import pytest
 import torch
-from engine_contract import contract_model
+from engine_contract import PROMPTS, Subject, contract_model
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -22,7 +22,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agentgym_trainers.engines.direct import direct
+from agentgym_trainers.engines.direct import agrees, decode, is_plain
+from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.slots import SlotCache
 
 SHAPE: dict[str, Any] = {
@@ -52,8 +53,8 @@ def test_it_scores_as_the_model_does_whatever_the_rows_hold(family: str) -> None
     model = kind(config(**SHAPE, **more)).eval()
     lengths = [9, 3, 14, 1]
     cache = SlotCache(model)
-    decode = direct(model, cache)
-    assert decode is not None
+    assert is_plain(model)
+    assert agrees(model)
     rows = [torch.randint(0, SHAPE["vocab_size"], (length + 3,)) for length in lengths]
     with torch.inference_mode():
         for row, (ids, length) in enumerate(zip(rows, lengths, strict=True)):
@@ -62,7 +63,7 @@ def test_it_scores_as_the_model_does_whatever_the_rows_hold(family: str) -> None
         for step in range(3):
             places = [length + step for length in lengths]
             ids_B1 = torch.stack([ids[place] for ids, place in zip(rows, places, strict=True)])[:, None]
-            found_BV = decode(ids_B1, torch.tensor(places)[:, None])
+            found_BV = decode(model, cache, ids_B1, torch.tensor(places)[:, None])
             for row, (ids, place) in enumerate(zip(rows, places, strict=True)):
                 expected_V = model(input_ids=ids[None, : place + 1], use_cache=False).logits[0, -1]
                 assert torch.allclose(found_BV[row], expected_V, atol=1e-4)
@@ -71,16 +72,34 @@ def test_it_scores_as_the_model_does_whatever_the_rows_hold(family: str) -> None
 def test_weights_may_change_in_place() -> None:
     model = contract_model(tied=True).eval()
     cache = SlotCache(model)
-    decode = direct(model, cache)
-    assert decode is not None
+    assert is_plain(model)
+    assert agrees(model)
     with torch.inference_mode():
         for factor in (1.0, 1.5):
             for weight in model.parameters():
                 weight.mul_(factor)
             model(input_ids=torch.tensor([[3]]), use_cache=True, **cache.plan(0, torch.tensor([[0]]), model.dtype))
             expected_V = model(input_ids=torch.tensor([[3, 4]]), use_cache=False).logits[0, -1]
-            found_BV = decode(torch.tensor([[4]]), torch.tensor([[1]]))
+            found_BV = decode(model, cache, torch.tensor([[4]]), torch.tensor([[1]]))
             assert torch.allclose(found_BV[0], expected_V, atol=1e-4)
+
+
+def hf(model: Any) -> Iterator[tuple[Subject, HFEngine]]:
+    engine = HFEngine(model)
+    made = Subject(engine, model)
+    with made.runner:
+        yield made, engine
+        made.run(engine.close())
+
+
+def shortened(model: Any) -> Any:
+    model.config.num_hidden_layers -= 1
+    return model
+
+
+def normless(model: Any) -> Any:
+    model.model.layers[0].input_layernorm = torch.nn.Identity()
+    return model
 
 
 def hooked(model: Any) -> Any:
@@ -105,6 +124,8 @@ def dropping(model: Any) -> Any:
 
 
 CHANGED: dict[str, Callable[[Any], Any]] = {
+    "shortened": shortened,
+    "normless": normless,
     "hooked": hooked,
     "replaced": replaced,
     "adapted": adapted,
@@ -116,9 +137,28 @@ CHANGED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("how", CHANGED)
 def test_a_model_that_does_more_decodes_for_itself(how: str) -> None:
     changed = CHANGED[how](contract_model(tied=True))
-    assert direct(changed, SlotCache(changed)) is None
+    assert not is_plain(changed)
 
 
 def test_another_family_decodes_for_itself() -> None:
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE))
-    assert direct(model, SlotCache(model)) is None
+    assert not is_plain(Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE)))
+
+
+def test_one_that_scores_otherwise_than_its_family_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = contract_model(tied=True)
+    monkeypatch.setattr(type(model.model.norm), "forward", lambda _, states: states)
+    assert is_plain(model)
+    assert not agrees(model)
+
+
+def test_what_is_put_into_the_model_later_counts_from_the_next_turn_on() -> None:
+    for subject, engine in hf(contract_model(tied=True)):
+        before = subject.run(subject.ask(PROMPTS[0]))
+        adapted(subject.model)
+        for name, weight in subject.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.5)
+        engine.prefixes.clear()
+        after = subject.run(subject.ask(PROMPTS[0]))
+        assert after.logprobs != before.logprobs
+        subject.exact(PROMPTS[0], after)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation
-from agentgym_trainers.engines.direct import Decode, direct
+from agentgym_trainers.engines.direct import Decode, agrees, decode, is_plain
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Drawing, Request, Row
 from agentgym_trainers.engines.slots import KeysValues, SlotCache
@@ -21,7 +21,7 @@ Result = tuple[Request, Generation | Exception]
 _PADDING = 64
 """Tokens of padding that cost less than another batch does."""
 _AHEAD = 32
-"""Tokens for which room is made before they are sampled: a short turn then never copies what is in memory."""
+"""Tokens for which room is made before they are sampled: a short turn then copies nothing to make room."""
 
 
 class ContinuousBatch:
@@ -40,6 +40,8 @@ class ContinuousBatch:
         self._prefill_tokens = prefill_tokens
         self._cache = SlotCache(model)
         self._autocast = autocast
+        self._direct = partial(decode, model, self._cache)
+        self._plain: bool | None = None
         self._drawing: Drawing | None = None
 
     def tick(self, joining: Sequence[Request], version: int) -> list[Result]:
@@ -58,10 +60,14 @@ class ContinuousBatch:
             return done + self._leave(version)
 
     def restart(self, version: int) -> list[Result]:
-        """Compute the keys and values of every row anew: the weights have changed."""
+        """Compute the keys and values of every row anew: the weights have changed.
+
+        Nothing that old weights computed stays behind, not even where it is masked: not a number would spread.
+        """
         self._prefixes.clear()
         with torch.inference_mode():
             rows, self.rows, self._drawing = self.rows, [], None
+            self._cache.clear()
             return self._join(rows, version)
 
     def end(self, version: int) -> list[Result]:
@@ -83,18 +89,26 @@ class ContinuousBatch:
         found = {context: self._prefixes.find(same[0].request.session, context) for context, same in alike.items()}
         new = {context: len(context) - (known[1] if known else 0) for context, known in found.items()}
         failed: list[Result] = []
-        try:
-            self._cache.reserve(len(self.rows) + len(rows), max(map(_room, rows), default=0))
-        except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
-            return _failures(rows, error)
-        for part in _portions(sorted(alike, key=lambda context: new[context]), new, self._prefill_tokens):
+        parts = _portions(sorted(alike, key=lambda context: new[context]), new, self._prefill_tokens)
+        rooms = [_room(row) for row in rows]
+        together = bool(rows) and max(rooms) * len(rooms) <= 2 * sum(rooms)  # or a long one might cost all their room
+        self._plain = None
+        for index, part in enumerate(parts):
             start = len(self.rows)
             try:
+                self._make_room(
+                    rows if together and index == 0 else [row for context in part for row in alike[context]]
+                )
                 self._prefill([(alike[context], found[context]) for context in part], version)
             except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
                 del self.rows[start:]
+                if not self.rows:
+                    self._cache.clear()
                 failed += _failures([row for context in part for row in alike[context]], error)
         return failed
+
+    def _make_room(self, joining: Sequence[Row]) -> None:
+        self._cache.fit(len(self.rows) + len(joining), max(_room(row) for row in [*self.rows, *joining]))
 
     def _prefill(self, work: Sequence[tuple[list[Row], tuple[KeysValues, int] | None]], version: int) -> None:
         start = len(self.rows)
@@ -125,16 +139,22 @@ class ContinuousBatch:
     def _decode(self, version: int) -> None:
         ids_B1 = torch.tensor([[row.ids[-1]] for row in self.rows])
         position_B1 = torch.tensor([[row.length] for row in self.rows])
-        logits_BV = self._decoder(ids_B1, position_B1)
+        self._cache.fit(len(self.rows), max(row.length for row in self.rows) + 1)
+        logits_BV = self._decoder()(ids_B1, position_B1)
         for row in self.rows:
             row.length += 1
         self._drawing = self._drawing or Drawing(self.rows, logits_BV.device)
         self._drawing.draw(logits_BV, version)
 
-    @cached_property
     def _decoder(self) -> Decode:
-        found = None if self._autocast else direct(self._model, self._cache)
-        return found or partial(self._forward, 0)
+        """Return what decodes; whether that may be done directly is asked again whenever rows have joined."""
+        if self._plain is None:
+            self._plain = not self._autocast and is_plain(self._model) and self._agrees
+        return self._direct if self._plain else partial(self._forward, 0)
+
+    @cached_property
+    def _agrees(self) -> bool:
+        return agrees(self._model)
 
     def _forward(self, start: int, ids_BQ: Tensor, position_BQ: Tensor) -> Tensor:
         device = self._model.device

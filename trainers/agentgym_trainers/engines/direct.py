@@ -6,8 +6,8 @@ only for models that are known to be no more than that, and only after it has ag
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,55 +17,63 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 
 from agentgym_trainers.engines.slots import PIECES, SlotCache
 
+logger = logging.getLogger(__name__)
+
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList)
+_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _TOLERANCE = 1e-5
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 """Takes the last token of rows [0, B) of a cache and its position, both [B, 1]; returns scores [B, V]."""
 
 
-def direct(model: Any, cache: SlotCache) -> Decode | None:
-    """Return what decodes as the model does over its cache, or None where only the model itself should.
+def is_plain(model: Any) -> bool:
+    """Whether a model is, at this moment, one of those families and no more than that.
 
-    It reads the model's weights at every call, so they may change in place. What is hooked into modules, adapters,
-    other types than float32 and other devices than the CPU are left to the model.
+    What is hooked into modules, adapters, dropout, other types than float32 and other devices than the CPU are left to
+    the model itself. All of that may be added later, so ask again.
     """
-    return partial(_decode, model, cache) if _is_plain(model) and _agrees(model) else None
-
-
-def _is_plain(model: Any) -> bool:
     if type(model) not in _FAMILIES or model.config._attn_implementation not in ("sdpa", PIECES):
         return False
-    known = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+    layers, family = model.model.layers, type(model).__module__
     return (
-        all({name for name, _ in one.named_children()} == known for one in model.model.layers)
-        and all(_is_as_written(one, type(model).__module__) for one in model.modules())
+        len(layers) == model.config.num_hidden_layers
+        and all({name for name, _ in one.named_children()} == _PARTS for one in layers)
+        and all(_is_as_written(name, one, family) for name, one in model.named_modules())
         and all(type(one) is nn.Parameter and one.dtype == torch.float32 for one in model.parameters())
         and all(one.device.type == "cpu" for one in model.parameters())
     )
 
 
-def _is_as_written(module: nn.Module, family: str) -> bool:
-    """Whether a module is the family's own, PyTorch's or an activation, and its call does what its class says."""
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-        return False
-    is_activation = next(module.children(), None) is None and next(module.parameters(), None) is None
-    return is_activation or type(module) in _PLAIN or type(module).__module__ == family
-
-
-def _agrees(model: Any) -> bool:
-    """Whether two tokens after two others get the same scores in both ways."""
+def agrees(model: Any) -> bool:
+    """Whether a plain model gives the token after two others, in two rows, the same scores as `decode` does."""
     ids_B3 = torch.tensor([[0, 1, 0], [1, 0, 1]]) % model.get_input_embeddings().weight.shape[0]
     cache, position_B2 = SlotCache(model), torch.arange(2).expand(2, -1)
     with torch.inference_mode():
         expected_BV = model(input_ids=ids_B3, use_cache=False).logits[:, -1]
         model(input_ids=ids_B3[:, :2], use_cache=True, **cache.plan(0, position_B2, model.dtype))
-        found_BV = _decode(model, cache, ids_B3[:, 2:], torch.full((2, 1), 2))
-    return bool((found_BV - expected_BV).abs().max() <= _TOLERANCE * (1 + expected_BV.abs().max()))
+        found_BV = decode(model, cache, ids_B3[:, 2:], torch.full((2, 1), 2))
+    if bool((found_BV - expected_BV).abs().max() <= _TOLERANCE * (1 + expected_BV.abs().max())):
+        return True
+    logger.warning("%s does not score as its family does; it decodes for itself, more slowly", type(model).__name__)
+    return False
 
 
-def _decode(model: Any, cache: SlotCache, ids_B1: Tensor, position_B1: Tensor) -> Tensor:
+def _is_as_written(name: str, module: nn.Module, family: str) -> bool:
+    """Whether a module is the family's own, PyTorch's or an activation, and its call does what its class says."""
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if module.training and getattr(module, "attention_dropout", False):
+        return False
+    return type(module) in _PLAIN or type(module).__module__ == family or name.endswith(".mlp.act_fn")
+
+
+def decode(model: Any, cache: SlotCache, ids_B1: Tensor, position_B1: Tensor) -> Tensor:
+    """Return the scores [B, V] of a plain model after the tokens in rows [0, B) of its cache and one more in each.
+
+    It reads the model's weights at every call, so they may change in place.
+    """
     plan, trunk = cache.plan(0, position_B1, model.dtype), model.model
     masks = plan["attention_mask"]
     state_BD = embedding(ids_B1[:, 0], trunk.embed_tokens.weight)

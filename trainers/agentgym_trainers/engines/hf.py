@@ -173,6 +173,9 @@ class HFEngine:
             if weights is not None:
                 copy_weights(self._model, check_weights(weights, self._model))
             self.prefixes.clear()
+            with self._lock:
+                if self._batch is not None and not self._busy:
+                    self._batch.clear()
             self.weight_version = version
             return
         own = self._source.state_dict().items()  # under the names of the copy, adapters and all
@@ -195,6 +198,9 @@ class HFEngine:
             _resolve(request, Generation([], [], "abort", self.weight_version))
         await asyncio.to_thread(self._worker.shutdown)
         self.prefixes.clear()
+        with self._lock:
+            self._open.clear()
+            self._give_back()
 
     async def _result(self, request: Request) -> Generation:
         future = asyncio.wrap_future(request.future)

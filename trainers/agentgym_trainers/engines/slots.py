@@ -28,12 +28,16 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
             one.new_zeros(rows, one.shape[1], columns, one.shape[3]) for one in (key_states, value_states)
         )
 
-    def expect(self, rows: int, columns: int) -> None:
-        """Make room for so many rows and columns, now or with the first states."""
-        if self.is_initialized:
-            self.reserve(rows, columns)
-        else:
+    def fit(self, rows: int, columns: int) -> None:
+        """Make room for all rows in use and for their tokens, now or with the first states.
+
+        Room that has to grow is made as large as that needs: what one long row or many short ones once took is not
+        multiplied with what the others take now.
+        """
+        if not self.is_initialized:
             self._expected = rows, columns
+        elif rows > self.keys.shape[0] or columns > self.keys.shape[2]:
+            self._resize(rows, columns)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Write the new tokens' states where the plan says; return all columns of the plan's rows."""
@@ -50,17 +54,21 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
         return found[0], found[1]
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Grow to hold so many rows and columns, and an eighth more: attention reads more than that copies."""
+        """Grow to hold so many rows and columns at least."""
         had_rows, _, had_columns, _ = self.keys.shape
-        if rows <= had_rows and columns <= had_columns:
-            return
-        rows = had_rows if rows <= had_rows else rows + rows // 8
-        columns = had_columns if columns <= had_columns else columns + max(16, columns // 8)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-            new[:had_rows, :, :had_columns] = old
-            setattr(self, name, new)
+        if rows > had_rows or columns > had_columns:
+            self._resize(max(rows, had_rows), max(columns, had_columns))
+
+    def _resize(self, rows: int, columns: int) -> None:
+        """Take so much room, and an eighth more where it grows: so copying stays far below what attention reads."""
+        had_rows, heads, had_columns, _ = self.keys.shape
+        rows += rows // 8 if rows > had_rows else 0
+        columns += max(16, columns // 8) if columns > had_columns else 0
+        made = [old.new_zeros(rows, heads, columns, old.shape[3]) for old in (self.keys, self.values)]
+        kept_rows, kept_columns = min(rows, had_rows), min(columns, had_columns)
+        for new, old in zip(made, (self.keys, self.values), strict=True):
+            new[:kept_rows, :, :kept_columns] = old[:kept_rows, :, :kept_columns]
+        self.keys, self.values = made
 
 
 class SlotPlan:
@@ -109,10 +117,10 @@ class SlotCache:
         mask = next(iter(masks.values())) if len(masks) == 1 else masks
         return {"attention_mask": mask, "position_ids": plan.position_BQ, self._argument: self.cache}
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Make room for so many rows of so many tokens at once: growing token by token copies all there is."""
+    def fit(self, rows: int, columns: int) -> None:
+        """Make room for all rows in use, of so many tokens: growing token by token copies all there is."""
         for layer in self._layers:
-            layer.expect(rows, columns + 1)
+            layer.fit(rows, columns + 1)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one row over another's, for which there is room."""
