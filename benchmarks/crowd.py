@@ -168,7 +168,8 @@ def crowd(row: Bundled, episodes: int, rounds: int = 1) -> Crowd:
         left = _left(place, before)
         grown = _resident_mb() - memory
         # Pools of threads and connections that are kept fill up and stop; a leak goes on.
-        for _ in range(_MORE if left and left.keys() <= {"threads", "files"} else 0):
+        may_be_warm = all(one is True for one in ends) and left.keys() <= {"threads", "files"}
+        for _ in range(_MORE if left and may_be_warm else 0):
             now = Usage.now(place)
             ends += _round(place, tasks, lines, episodes)[0]
             if not (left := _left(place, now)):

@@ -24,7 +24,7 @@ from agentgym_envs.code.tasks import GENERATED as CODE
 from agentgym_envs.puzzles.tasks import FAMILIES as PUZZLES
 from benchmarks.bundled import Bundled, bundled, bundled_ids
 from benchmarks.conformance import AGENTS, END, PAGE, Effort, Line, Score, measure, shown_lines, table, with_lines
-from benchmarks.crowd import crowd, temporary_files
+from benchmarks.crowd import _MORE, crowd, temporary_files
 
 SOME = 2
 """Attacks where each takes a sandbox; `agentgym redteam` makes all, and tests/redteam all those of each grader."""
@@ -133,27 +133,42 @@ def test_a_crowd_plays_at_once_on_a_server_and_leaves_nothing_behind(row: Bundle
     assert found.at_once == found.episodes
 
 
-def test_a_crowd_that_fails_or_leaves_something_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[IO[str]] = []
-
-    class Leaking(ToyEnv):
-        """Keeps a file open, and breaks on one task."""
-
+def test_a_crowd_of_which_one_fails_is_told() -> None:
+    class Failing(ToyEnv):
         def oracle(self, task: Task) -> Sequence[str]:
             return ["```answer\nwrong\n```"] if task.id == "toy-0" else super().oracle(task)
 
+    registry.register("tests/Failing-v0", Failing)
+    found = crowd(Bundled("tests/Failing-v0"), 20)
+    assert not found.is_well
+    assert (found.solved, found.episodes, found.at_once) == (19, 20, 20)
+    assert not found.left
+
+
+def test_what_each_crowd_leaves_is_told_and_what_one_leaves_warm_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[IO[str]] = []
+
+    class Leaking(ToyEnv):
+        bound = 10_000
+        """Files that stay open at most."""
+
         def close(self) -> None:
-            kept.append(Path("/dev/null").open())  # noqa: SIM115 -- this is the leak
+            if len(kept) < self.bound:
+                kept.append(Path("/dev/null").open())  # noqa: SIM115 -- this is the leak
             super().close()
 
     registry.register("tests/Leaking-v0", Leaking)
     monkeypatch.setattr("benchmarks.crowd._SETTLE_S", 0.5)
-    found = crowd(Bundled("tests/Leaking-v0"), 20)
+    leaking = crowd(Bundled("tests/Leaking-v0"), 20)
+    monkeypatch.setattr(Leaking, "bound", len(kept) + 50)  # full during the second crowd after the first
+    warming = crowd(Bundled("tests/Leaking-v0"), 20)
     for one in kept:
         one.close()
-    assert not found.is_well
-    assert (found.solved, found.at_once) == (19, 20)
-    assert found.left["files"] >= 20
+    assert not leaking.is_well
+    assert leaking.left["files"] >= 20
+    assert leaking.solved == leaking.episodes == 20 * (1 + _MORE)
+    assert warming.is_well, warming
+    assert warming.solved == warming.episodes > 20
 
 
 @pytest.mark.parametrize("row", [one for one in ROWS if one.id == "Swe-v0"], indirect=True)
