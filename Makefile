@@ -121,7 +121,7 @@ test-vllm: $(VENV)-vllm/ready
 	$(VENV)-vllm/bin/pytest tests/trainers/test_engines_vllm.py tests/trainers/test_engines_vllm_server.py
 
 test-openrlhf: $(VENV)-vllm/openrlhf bubblewrap
-	$(VENV)-vllm/bin/pytest tests/trainers/test_openrlhf_launch.py::TestItsOwnParser \
+	$(VENV)-vllm/bin/pytest tests/trainers/test_openrlhf_parser.py \
 	  tests/interop/test_openrlhf_contract.py tests/interop/test_openrlhf_formulas.py tests/interop/test_openrlhf_vllm.py \
 	  tests/interop/test_openrlhf_training.py
 
