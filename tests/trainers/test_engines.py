@@ -12,7 +12,14 @@ import torch
 from engine_contract import PROMPTS, EngineContract, Subject, contract_model, stir
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
@@ -60,12 +67,14 @@ class TestHFEngine(EngineContract):
     ("family", "config"),
     [
         (MistralForCausalLM, MistralConfig(**SHAPE)),
+        (MistralForCausalLM, MistralConfig(**SHAPE, layer_types=["full_attention"] * 2)),
+        (LlamaForCausalLM, LlamaConfig(**SHAPE)),
         (
             Gemma3ForCausalLM,
             Gemma3TextConfig(**SHAPE, head_dim=16, layer_types=["sliding_attention", "full_attention"]),
         ),
     ],
-    ids=["all-windows", "some-windows"],
+    ids=["all-windows", "windows-that-the-config-denies", "windows-of-the-config-alone", "some-windows"],
 )
 def test_models_with_sliding_windows_are_exact(family: Any, config: Any, attention: str) -> None:
     config = copy.deepcopy(config)
@@ -287,6 +296,26 @@ def test_a_failing_model_is_an_infrastructure_error_and_the_engine_goes_on(tiny:
         with pytest.raises(InfrastructureError, match="the model failed on a batch of 1: mat1 and mat2"):
             await engine.generate(PROMPTS[0], Sampling(max_tokens=2), "a", ())
         model.lm_head = good
+        made = await engine.generate(PROMPTS[0], Sampling(max_tokens=2), "a", ())
+        await engine.close()
+        return made
+
+    assert len(asyncio.run(play()).ids) == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_distribution_are_an_infrastructure_error_and_no_token(bad: float) -> None:
+    model = contract_model(tied=False)
+    good = model.lm_head.weight.detach().clone()
+
+    async def play() -> Generation:
+        engine = HFEngine(model)
+        with torch.no_grad():
+            model.lm_head.weight[5] = bad
+        with pytest.raises(InfrastructureError, match="wanted finite scores, found NaN or infinity"):
+            await engine.generate(PROMPTS[0], Sampling(max_tokens=2), "a", ())
+        with torch.no_grad():
+            model.lm_head.weight.copy_(good)
         made = await engine.generate(PROMPTS[0], Sampling(max_tokens=2), "a", ())
         await engine.close()
         return made

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from agentgym.policy import Generation
 from agentgym_trainers.engines.sampler import Drawing, Request, Row
-from agentgym_trainers.engines.slots import cache_argument
+from agentgym_trainers.engines.slots import cache_argument, own_cache
 
 
 class FixedBatch:
@@ -20,7 +19,7 @@ class FixedBatch:
         self._model = model
         self._rows = [Row.of(request) for request in requests]
         self._live = list(self._rows)
-        self._cache = DynamicCache(config=model.config)
+        self._cache = own_cache(model)
         device = model.device
         self._drawing = Drawing(self._live, device)
         lengths = [len(request.prompt_ids) for request in requests]

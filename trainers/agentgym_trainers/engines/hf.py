@@ -86,7 +86,7 @@ class HFEngine:
         self._max_batch = max_batch
         self._patience_s = patience_s
         self._batch = (
-            ContinuousBatch(self._model, self.prefixes, autocast=self._autocast) if fits_slots(model.config) else None
+            ContinuousBatch(self._model, self.prefixes, autocast=self._autocast) if fits_slots(self._model) else None
         )
         if self._batch is None and not self._lockstep:
             logger.warning("%s keeps more than keys and values: its batches are fixed", type(model).__name__)

@@ -103,6 +103,9 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
 
     Returns:
         Token ids [B], and float32 logprobs [B] under the distribution that was drawn from.
+
+    Raises:
+        ArithmeticError: a row's scores are no distribution.
     """
     greedy_B = temperature_B == 0
     scaled_BV = logits_BV.float() / torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)[:, None]
@@ -111,6 +114,8 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
         logp_BV = _nucleus(logp_BV, top_p_B)
     # A sum in float32 would misplace up to 1e-5 of the mass over a large vocabulary.
     cumulative_BV = logp_BV.exp().cumsum(-1, dtype=torch.float64)
+    if not bool(cumulative_BV[:, -1].isfinite().all()):
+        raise ArithmeticError("wanted finite scores, found NaN or infinity: see whether the weights are finite")
     token_B = torch.searchsorted(cumulative_BV, uniform_B[:, None] * cumulative_BV[:, -1:], right=True)[:, 0]
     token_B.clamp_(max=logits_BV.shape[-1] - 1)
     logp_B = logp_BV.gather(-1, token_B[:, None])[:, 0]

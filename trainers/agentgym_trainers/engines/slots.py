@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any
+import sys
+from inspect import getsource, signature
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values [H, N, D] of one sequence's first N tokens."""
+
+_FULL = ("full_attention", None)
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]
@@ -87,7 +90,7 @@ class SlotCache:
 
     def __init__(self, model: Any) -> None:
         config = model.config
-        self._windows = _windows(config)
+        self._windows = _windows(model)
         self._argument = cache_argument(model)
         self._layers = [SlotLayer() for _ in self._windows or ()]
         self.cache = Cache(layers=self._layers)
@@ -162,19 +165,46 @@ PIECES = "agentgym_pieces"
 """The attention of packed rows, which is sdpa's wherever nothing is packed."""
 
 
-def fits_slots(config: Any) -> bool:
+def fits_slots(model: Any) -> bool:
     """Whether a model's layers all attend to keys and values, over everything or over a sliding window."""
-    return _windows(config) is not None and config._attn_implementation in ("sdpa", "eager", PIECES)
+    return _windows(model) is not None and model.config._attn_implementation in ("sdpa", "eager", PIECES)
 
 
-def _windows(config: Any) -> list[tuple[str, int | None]] | None:
-    """Return each layer's kind and window, or None if a layer keeps something else than plain keys and values."""
-    found: list[tuple[str, int | None]] = []
-    for layer in DynamicCache(config=config).layers:
-        if type(layer) is DynamicLayer:
-            found.append(("full_attention", None))
-        elif type(layer) is DynamicSlidingWindowLayer:
-            found.append(("sliding_attention", layer.sliding_window))
-        else:
-            return None
-    return found or None
+def own_cache(model: Any) -> DynamicCache:
+    """Return transformers' cache for a model, without windows where the model itself has none."""
+    cache = DynamicCache(config=model.config)
+    if (windows := _windows(model)) is not None:
+        pairs = zip(cache.layers, windows, strict=True)
+        cache.layers = [DynamicLayer() if window is None else one for one, (_, window) in pairs]
+    return cache
+
+
+def _windows(model: Any) -> list[tuple[str, int | None]] | None:
+    """Return each layer's kind and window, or None if a layer keeps something else than plain keys and values.
+
+    A config may name windows of which its model knows nothing, and the other way round: what counts is what the model
+    masks when it learns.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    layers = DynamicCache(config=model.config).layers
+    if any(type(one) not in (DynamicLayer, DynamicSlidingWindowLayer) for one in layers) or not layers:
+        return None
+    match _masking(model):
+        case "none":
+            return [_FULL] * len(layers)
+        case "every layer":
+            return [_FULL if window is None else ("sliding_attention", window)] * len(layers)
+    return [
+        ("sliding_attention", one.sliding_window) if type(one) is DynamicSlidingWindowLayer else _FULL for one in layers
+    ]
+
+
+def _masking(model: Any) -> Literal["none", "every layer", "as configured"]:
+    """Return which layers a model gives windows to, by what the module that makes its masks speaks of."""
+    for part in model.modules():
+        module = sys.modules[type(part).__module__]
+        if isinstance(part, PreTrainedModel) and hasattr(module, "create_causal_mask"):
+            if not hasattr(module, "create_sliding_window_causal_mask"):
+                return "none"
+            return "as configured" if "layer_types" in getsource(module) else "every layer"
+    return "as configured"
