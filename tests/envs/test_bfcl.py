@@ -147,6 +147,24 @@ def test_whoever_guesses_a_missing_fact_has_changed_too_much() -> None:
     assert play(to_task(given), lines).value == 0.0
 
 
+def test_a_turn_in_which_nothing_can_be_done_says_nothing_of_the_agent_and_earns_nothing() -> None:
+    task, env = to_task(files([[], ["ls()"], [], ["mkdir('new')"]])), BfclEnv()
+
+    def told(*lines: str) -> tuple[list[float | None], Verdict]:
+        env.reset(seed=0, options={"task": task})
+        infos = [env.step(line)[-1] for line in lines]
+        return [one["signals"].get("turn_right") for one in infos], infos[-1]["verdict"]
+
+    signals, verdict = told("", "", "", "")
+    assert signals == [None, 0.0, None, 0.0]
+    assert (verdict.value, verdict.components) == (0.0, {"turns": 0.0})
+    signals, verdict = told("I cannot.", call("ls"), "Done.", "I cannot.", "Done.")
+    assert signals == [None, None, 1.0, None, 0.0]
+    assert (verdict.value, verdict.components) == (0.0, {"turns": 0.5})
+    assert env.grade(task, Submission(data={"turns": [[], [{"name": "ls"}]]})).components == {"turns": 0.5}
+    assert env.grade(task, Submission(data={"turns": [[]]})).components == {"turns": 0.0}
+
+
 def test_answers_of_a_long_context_are_long_and_cut() -> None:
     env = BfclEnv(observation_limit=400)
     env.reset(seed=0, options={"task": to_task(files([["ls()"]], id="multi_turn_long_context_0"))})

@@ -108,7 +108,9 @@ class BfclEnv(AgentEnv):
     def on_text(self, text: str) -> str | Submit:
         """End the agent's turn; the user goes on, or leaves."""
         self._waited = 0
-        self.emit("turn_right", float(not self._referee.close(self._done[-1]).problem))
+        judged = self._referee.close(self._done[-1])
+        if judged.compared:
+            self.emit("turn_right", float(not judged.problem))
         turn = len(self._done)
         if turn == len(self._scenario.questions):
             return Submit(text, turns=cast(JsonValue, [written(calls) for calls in self._done]))
@@ -130,17 +132,19 @@ class BfclEnv(AgentEnv):
             turns = _TURNS.validate_python(submission.data.get("turns"))
         except ValidationError:
             return _verdict("malformed", "wanted the calls of every user turn, by name and arguments")
-        judge, wanted = _judge(task), len(_scenario(task).questions)
-        for at, calls in enumerate(turns[:wanted]):
+        judge, said = _judge(task), len(_scenario(task).questions)
+        wanted, right = sum(map(bool, _gold(task))), 0
+        for at, calls in enumerate(turns[:said]):
             try:
-                problem = judge.close(calls).problem
+                judged = judge.close(calls)
             except ValueError as error:
-                return _verdict("malformed", f"in user turn {at + 1} {error}", at / wanted)
-            if problem:
-                return _verdict("failed", f"in user turn {at + 1} {problem}", at / wanted)
-        if len(turns) != wanted:
-            feedback = f"the user said {wanted} things, and {len(turns)} of these turns were ended"
-            return _verdict("failed", feedback, min(len(turns), wanted - 1) / wanted)
+                return _verdict("malformed", f"in user turn {at + 1} {error}", right / wanted)
+            if judged.problem:
+                return _verdict("failed", f"in user turn {at + 1} {judged.problem}", right / wanted)
+            right += judged.compared
+        if len(turns) != said:
+            feedback = f"the user said {said} things, and {len(turns)} of these turns were ended"
+            return _verdict("failed", feedback, min(right, wanted - 1) / wanted)
         return _verdict("passed", "", 1.0)
 
     def attacks(self, task: Task) -> Mapping[str, Submission | Sequence[str]]:

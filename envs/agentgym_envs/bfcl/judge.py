@@ -20,6 +20,8 @@ class Turn:
     problem: str
     refused: tuple[bool, ...]
     """Which of the agent's calls a tool refused."""
+    compared: bool
+    """Whether the reference calls something in it; else it is right whatever the agent did, and tells nothing."""
 
 
 class Judge:
@@ -55,7 +57,7 @@ class Judge:
             refused.append(answer.startswith("error: "))
             self._heard[_digest(answer)] += 1
         wanted = [_digest(reference.answer(one, tools)) for one in self._gold[turn]]
-        return Turn(self._problem(calls, wanted), tuple(refused))
+        return Turn(self._problem(calls, wanted), tuple(refused), bool(wanted))
 
     def _problem(self, calls: Sequence[Call], wanted: Sequence[bytes]) -> str:
         if not wanted:
