@@ -151,10 +151,18 @@ def main(
 
 
 def warm_start(folder: Path, model: str, threads: int) -> dict[str, Any]:
-    """Imitate demonstrations, unless that was done into this folder before."""
+    """Imitate demonstrations, unless that was done into this folder before.
+
+    Raises:
+        BenchmarkError: what was done before has another shape.
+    """
     told = folder / "warm.json"
     if told.exists():
         kept: dict[str, Any] = json.loads(told.read_text())
+        if kept.get("shape") != SHAPES[model]:
+            raise BenchmarkError(
+                f"wanted a warm start of {model} in {folder}, found another shape; name a new folder with --warm"
+            )
         return kept
     steps = 300 if model == "0.5M" else 150
     asked = {
@@ -164,7 +172,7 @@ def warm_start(folder: Path, model: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "model": str(folder / "model"),
     }
-    made = ours(asked)
+    made = ours(asked) | {"shape": SHAPES[model]}
     told.write_text(json.dumps(made))
     return made
 

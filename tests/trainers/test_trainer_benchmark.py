@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agentgym_trainers.chat import ChatFormat
-from benchmarks.trainer import Figures, ratios, table
+from benchmarks.trainer import SHAPES, BenchmarkError, Figures, ratios, table, warm_start
 from benchmarks.trainer_task import BenchmarkCalculator, write_tokenizer
 
 
@@ -37,6 +38,14 @@ def test_heavy_tails_and_plain_latencies_take_their_time() -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match="nonsense"):
         env.step('<tool_call>\n{"name": "calc", "arguments": {"expression": "1+2"}}\n</tool_call>')
+
+
+def test_a_warm_start_is_used_again_for_its_own_shape_alone(tmp_path: Path) -> None:
+    kept = {"reward": 0.4, "parameters": 1, "shape": SHAPES["0.5M"]}
+    (tmp_path / "warm.json").write_text(json.dumps(kept))
+    assert warm_start(tmp_path, "0.5M", threads=1) == kept
+    with pytest.raises(BenchmarkError, match=r"wanted a warm start of 25M .* name a new folder with --warm"):
+        warm_start(tmp_path, "25M", threads=1)
 
 
 def test_ratios_compare_the_better_of_our_schedules_with_the_better_of_their_modes() -> None:
