@@ -17,6 +17,7 @@ from pathlib import Path
 from agentgym.errors import AgentgymError
 from agentgym_trainers.bridges.openrlhf.argv import MODULE
 from agentgym_trainers.bridges.openrlhf.options import Options
+from agentgym_trainers.bridges.openrlhf.supervise import supervised
 
 logger = logging.getLogger(__name__)
 _GRACE_S = 30.0
@@ -65,18 +66,21 @@ class Job:
 
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Start it, and end it with the block."""
+        """Start it, and end it with the block, or with this process if that is killed."""
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        command = supervised(self.command, self.stop if self.address is not None else None, _GRACE_S)
         with self.log.open("ab") as sink:
             process = subprocess.Popen(
-                self.command, cwd=self.log.parent, env=environment, stdin=subprocess.DEVNULL, stdout=sink,
+                command, cwd=self.log.parent, env=environment, stdin=subprocess.PIPE, stdout=sink,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                self._end(process)
+        assert process.stdin is not None
+        with process.stdin:  # closed last: what supervises the training would end it then
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    self._end(process)
 
     def check(self, process: subprocess.Popen[bytes]) -> None:
         """Raise if it ended badly.
