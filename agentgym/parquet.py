@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def _row(one: Trajectory) -> Row:
         # An exception's text may hold lone surrogates, which no file can.
         "error": one.error.encode("utf-8", "replace").decode() if one.error is not None else None,
         "seconds": one.seconds,
-        "tokens": asdict(tokens) if tokens is not None else None,
+        "tokens": {one.name: getattr(tokens, one.name) for one in fields(tokens)} if tokens is not None else None,
         "extra": json.dumps(dict(one.extra)),
     }
 
