@@ -31,7 +31,7 @@ class TokenBatch:
     def of(cls, buffers: Sequence[TokenBuffer]) -> Self:
         """Lay out buffers that `Trajectory.training_tokens` gave."""
         lengths = [_length(buffer) for buffer in buffers]
-        width = max(lengths, default=0)
+        width = max([1, *lengths])  # an attempt that was lost before its first turn has no tokens
 
         def padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
             filled = [[*row[:length], *[0] * (width - length)] for row, length in zip(rows, lengths, strict=True)]
@@ -117,4 +117,4 @@ def cut(whole: Tensor, index_R: Tensor, width: int) -> Tensor:
 
 def _length(buffer: TokenBuffer) -> int:
     last = max((place for place, kind in enumerate(buffer.kinds) if kind == TokenKind.SAMPLED), default=0)
-    return last + 1
+    return min(last + 1, len(buffer))

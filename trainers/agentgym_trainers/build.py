@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from agentgym import registry
+from agentgym.errors import RecipeError
 from agentgym.evaluate import attempt_all, summarise
 from agentgym.policy import Sampling, TrainableEngine
 from agentgym.recipe import Prepared
@@ -135,13 +136,25 @@ async def build(
     tokenised = await tokenise(
         shown, chat, context, lambda name: [one.schema for one in env.tools_for(by_id[name]).values()]
     )
-    rows = [row for one in tokenised for row in train_context(one).rows()]
+    rows = _imitable(tokenised)
     learner = Learner(model, compute, world)
     learner.begin(settings.sft.optim, settings.sft.steps)
     overlap = bool(settings.schedule.max_staleness)
     # Last, because whoever fails after it would have to close it.
     engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)
     return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress, world)
+
+
+def _imitable(demonstrations: Sequence[Trajectory]) -> list[TokenBuffer]:
+    """Return rows in which something was said; a demonstration whose sandbox did not start has none."""
+    rows = [row for one in demonstrations for row in train_context(one).rows() if row.sampled_count]
+    if demonstrations and not rows:
+        reason = next((one.error for one in demonstrations if one.error), "their scripts are empty")
+        raise RecipeError(
+            f"wanted demonstrations for the warm start, found {len(demonstrations)} in which nothing is said: "
+            f"{reason}; mend what stopped them, or set trainer.sft.steps to 0"
+        )
+    return rows
 
 
 def _check_memory(settings: TrainerSettings, checkpoint: Checkpoint | None, world: World) -> None:

@@ -100,9 +100,14 @@ async def tokenise(
 def train_context(trajectory: Trajectory) -> TokenBuffer:
     """Return the tokens to train on: without hints if the attempt is trained off-policy, else as they were read.
 
+    An attempt that was lost before its policy heard of it has none.
+
     Raises:
         HeldOutError: if the task is not in the train split.
+        ValueError: if the attempt counts and has no token ids.
     """
+    if trajectory.tokens is None and not trajectory.scored:
+        return TokenBuffer()
     bare = trajectory.training_tokens()
     return bare if trajectory.off_policy != "none" or trajectory.tokens is None else trajectory.tokens
 

@@ -1,0 +1,110 @@
+"""Attempts that are lost before anything is sampled are left out, and the run goes on."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentgym import registry
+from agentgym.errors import RecipeError, SandboxError
+from agentgym.run import RunDirectory
+from agentgym.tokens import TokenBuffer
+from agentgym_envs.calculator import CalculatorEnv
+from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.native import NativeTrainer
+
+BEGUN = count()
+MODEL = {"vocab_size": 300, "hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64}
+
+
+class NoSandbox(CalculatorEnv):
+    """One episode in four finds no sandbox."""
+
+    def reset(self, **given: Any) -> Any:
+        """Begin, or not."""
+        if next(BEGUN) % 4 == 3:
+            raise SandboxError("no sandbox could be started")
+        return super().reset(**given)
+
+
+class NoTools(CalculatorEnv):
+    """One episode in four cannot even learn its tools."""
+
+    def tools_for(self, task: Any) -> Any:
+        """Return them, or not."""
+        if next(BEGUN) % 4 == 3:
+            raise SandboxError("the tools' server is gone")
+        return super().tools_for(task)
+
+
+class NoSandboxes(CalculatorEnv):
+    """No episode finds a sandbox."""
+
+    def reset(self, **_: Any) -> Any:
+        """Never begin."""
+        raise SandboxError("no sandbox could be started")
+
+
+ENVIRONMENTS = {"tests/NoSandbox-v0": NoSandbox, "tests/NoTools-v0": NoTools, "tests/NoSandboxes-v0": NoSandboxes}
+
+
+def train(lab: Any, folder: Path, environment: str, **trainer: Any) -> RunDirectory:
+    if environment not in registry.names("envs"):
+        registry.register(environment, ENVIRONMENTS[environment])
+    limits = {"max_tokens_per_turn": 8, "max_tokens": 16, "retries": 0}
+    policy = {"steps": 2, "tasks_per_step": 2, "attempts": 3, "advantage": "gae"}
+    given = {"model": {**MODEL, "context_length": 128}, "policy": policy, "critic": {}, **trainer}
+    chosen = lab.recipe(environment={"id": environment}, limits=limits, tasks={"train": 10, "test": 2}, trainer=given)
+    run = RunDirectory.create(folder, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    return run
+
+
+@pytest.mark.parametrize("packing", ["none", "prompts"])
+@pytest.mark.parametrize("environment", ["tests/NoSandbox-v0", "tests/NoTools-v0"])
+def test_a_run_goes_on_without_attempts_that_never_began(
+    lab: Any, tmp_path: Path, environment: str, packing: str
+) -> None:
+    run = train(lab, tmp_path, environment, compute={"packing": packing})
+    lost, trained = lab.column(run, "rollout/infrastructure"), lab.column(run, "train/tokens")
+    assert len(lost) == 2
+    assert max(lost) > 0
+    assert min(trained) > 0
+    assert lab.column(run, "rollout/unscored") == lost
+
+
+def test_a_warm_start_goes_on_without_demonstrations_that_never_began(lab: Any, tmp_path: Path) -> None:
+    run = train(lab, tmp_path, "tests/NoSandbox-v0", sft={"steps": 2, "batch_size": 16})
+    assert min(lab.column(run, "sft/tokens")) > 0
+
+
+def test_a_warm_start_without_a_single_demonstration_is_one_sentence(lab: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"found 10 in which nothing is said: SandboxError: no sandbox could be started; mend what"
+    ):
+        train(lab, tmp_path, "tests/NoSandboxes-v0", sft={"steps": 2})
+
+
+def test_a_step_in_which_every_attempt_is_lost_teaches_nothing(lab: Any, tmp_path: Path) -> None:
+    run = train(lab, tmp_path, "tests/NoSandboxes-v0")
+    assert lab.column(run, "rollout/infrastructure") == [1.0, 1.0]
+    assert lab.column(run, "train/tokens") == [0.0, 0.0]
+
+
+def test_attempts_that_do_not_fit_into_the_context_teach_nothing(lab: Any, tmp_path: Path) -> None:
+    run = train(lab, tmp_path, "agentgym/Calculator-v0", model={**MODEL, "context_length": 4})
+    assert lab.column(run, "end/context") == [1.0, 1.0]
+    assert lab.column(run, "train/tokens") == [0.0, 0.0]
+
+
+def test_an_empty_buffer_is_a_row_of_padding() -> None:
+    full = TokenBuffer()
+    full.append_text([1, 2, 3], turn=0)
+    full.append_sampled([4, 5], [-0.1, -0.2], turn=0)
+    batch = TokenBatch.of([TokenBuffer(), full])
+    assert batch.length_B.tolist() == [0, 5]
+    assert batch.ids_BL.tolist() == [[0] * 5, [1, 2, 3, 4, 5]]
+    assert batch.sampled_BL.sum(1).tolist() == [0, 2]
