@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from agentgym.errors import HeldOutError, VerifierError
 from agentgym.tokens import TokenBuffer
@@ -24,13 +24,22 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""Without lone surrogates, which can be neither tokenised, sent nor stored: one in an agent's file name, or in the name
+of a tool that a model made up, must not void an episode."""
+
+
 class ToolCall(Record):
     """One call that the assistant asks for."""
 
-    name: str
+    name: Text
     arguments: dict[str, JsonValue] = {}
-    id: str = ""
-    problem: str = ""
+    id: Text = ""
+    problem: Text = ""
     """Why its arguments could not be read, if so: told to the assistant in place of a result."""
 
 
@@ -38,20 +47,14 @@ class Message(Record):
     """One chat message, in the OpenAI shape."""
 
     role: Role
-    content: str = ""
+    content: Text = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
-    guidance: str = ""
+    guidance: Text = ""
     """Hint text shown after `content`, tokenised apart, so that the train context can leave it out exactly."""
     call_format: str | None = None
     """How `content` writes tool calls, one of `toolcalls.FORMATS`; None where its author is not known for one way."""
-
-    @field_validator("content", "guidance")
-    @classmethod
-    def _encodable(cls, text: str) -> str:
-        # A lone surrogate can be neither tokenised nor stored: one in an agent's file name must not void an episode.
-        return text.encode("utf-8", "replace").decode()
 
     def openai(self) -> dict[str, Any]:
         """Return the dictionary that OpenAI-compatible endpoints and chat templates take."""

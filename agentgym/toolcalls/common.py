@@ -72,8 +72,14 @@ def read_call(found: Any, shape: str = '{"name": …, "arguments": {…}}') -> T
 
 
 def make_call(name: str, arguments: dict[str, Any], call_id: str = "") -> ToolCall | str:
-    """Return a call, or what is wrong with its arguments."""
+    """Return a call, or what is wrong with its arguments.
+
+    They are held to what JSON text can say, for some servers send them parsed, and not everybody parses as strictly.
+    """
     try:
+        read_json(json.dumps(arguments))
         return ToolCall(name=name, arguments=arguments, id=call_id)
+    except UnreadableError as error:
+        return f"{name[:80]}: {error}"
     except (ValidationError, RecursionError):
         return f"the arguments of {name[:80]!r} are nested too deeply"

@@ -38,8 +38,8 @@ def call(name: str, arguments: str, call_id: str = "c1", **options: Any) -> Repl
     return calls((name, arguments, call_id), **options)
 
 
-def calls(*each: tuple[str, str, str], **options: Any) -> Reply:
-    """Answer with tool calls."""
+def calls(*each: tuple[str, Any, str], **options: Any) -> Reply:
+    """Answer with tool calls; their arguments are text, or an object where a server is that odd."""
     shown = [
         {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         for name, arguments, call_id in each

@@ -103,6 +103,37 @@ def test_a_malformed_call_is_answered_with_what_was_wrong(arguments: str, proble
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param('{"text": NaN}', id="no-number"),
+        pytest.param('{"text": [1e999]}', id="infinity"),
+        pytest.param('{"text": ' + "9" * 400 + "}", id="huge-integer"),
+        pytest.param('{"text": "\\ud800"}', id="half-a-character"),
+        pytest.param('{"\\ud800": "a"}', id="half-a-character-in-a-name"),
+        pytest.param('{"text": "ab"}', id="good"),
+    ],
+)
+def test_arguments_that_a_server_sends_as_an_object_are_checked_as_their_text_is(arguments: str) -> None:
+    told = []
+    for given in (arguments, json.loads(arguments)):
+        with endpoint(script(calls(("reverse", given, "c1")), say("```answer\nx\n```"))) as server:
+            assert attempt(policy_of(server))[0].end == "submitted"
+        told.append(server.bodies[1]["messages"][2]["content"])
+    assert told[0] == told[1]
+    assert told[0] == "ba" or told[0].startswith("error: reverse: the tool call is not valid JSON: ")
+
+
+@pytest.mark.parametrize("depth", [400, 900])
+def test_an_object_that_is_nested_too_deeply_is_told_as_such(depth: int) -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(depth):
+        nested = {"a": nested}
+    with endpoint(script(calls(("reverse", nested, "c1")), say("```answer\nx\n```"))) as server:
+        assert attempt(policy_of(server))[0].end == "submitted"
+    assert server.bodies[1]["messages"][2]["content"] == "error: the arguments of 'reverse' are nested too deeply"
+
+
+@pytest.mark.parametrize(
     "message",
     [
         {"role": "assistant", "content": None},
@@ -110,6 +141,7 @@ def test_a_malformed_call_is_answered_with_what_was_wrong(arguments: str, proble
         {"role": "assistant", "content": [1]},
         {"role": "assistant", "content": "x", "tool_calls": "y"},
         {"role": "assistant", "content": "x", "tool_calls": [None, {}, {"function": 3}, {"function": {"name": ""}}]},
+        {"role": "assistant", "tool_calls": [{"id": "\ud800", "function": {"name": "\ud800", "arguments": "{}"}}]},
     ],
 )
 def test_an_odd_message_is_a_message(message: dict[str, Any]) -> None:
