@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from agentgym_trainers.advantages import EPSILON, Credit
 from agentgym_trainers.batch import Rows
 
 Level = Literal["token", "turn"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def gae(
     credit: Credit,
     value_BL: Tensor,
     *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    gamma: Share = 1.0,
+    lam: Share = 0.95,
     level: Level = "token",
     whiten: bool = True,
 ) -> Tensor:

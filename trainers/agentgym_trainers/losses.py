@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 OffPolicy = Literal["none", "true", "shaped", "reset"]
+Weight = Annotated[float, Field(ge=0)]
 SHAPE = 0.1
 _CODES: Mapping[OffPolicy, int] = {"none": 0, "true": 1, "shaped": 2, "reset": 3}
 
@@ -27,9 +29,9 @@ def clipped(
     weight_BL: Tensor,
     *,
     off_policy_B: Tensor | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    kl_weight: float = 0.0,
+    clip_low: Weight = 0.2,
+    clip_high: Weight = 0.28,
+    kl_weight: Weight = 0.0,
     level: Literal["token", "sequence"] = "token",
 ) -> tuple[Tensor, dict[str, float]]:
     """PPO's clipped objective with its own bound on each side (DAPO), and an optional k3 KL to a reference.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agentgym_trainers.losses import clipped
+from agentgym_trainers.losses import Weight, clipped
 
 
 def truncated(
@@ -17,8 +17,8 @@ def truncated(
     weight_BL: Tensor,
     *,
     off_policy_B: Tensor | None = None,
-    cap: float = 2.0,
-    kl_weight: float = 0.0,
+    cap: Weight = 2.0,
+    kl_weight: Weight = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Policy gradient with truncated importance weights, min(pi / mu, cap) (IMPALA's V-trace; TIS).
 

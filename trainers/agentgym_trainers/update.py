@@ -21,6 +21,7 @@ from agentgym_trainers.demonstrations import train_context
 from agentgym_trainers.gae import ValueTargets, value_targets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.losses import off_policy_codes
+from agentgym_trainers.options import checked_options
 from agentgym_trainers.settings import TrainerSettings
 
 
@@ -31,11 +32,21 @@ class Update:
         """Look up what the recipe names.
 
         Raises:
-            RecipeError: the advantage cancels what the reward scheme corrects, compares siblings where there are
-                none, needs a critic and has none, or has one and needs none.
+            RecipeError: the advantage or the loss does not take one of its options; the advantage cancels what the
+                reward scheme corrects, compares siblings where there are none, needs a critic and has none, or has
+                one and needs none.
         """
-        policy = self._policy = settings.policy
+        policy, where = settings.policy, "trainer.policy"
         estimate = registry.lookup("advantages", policy.advantage)
+        self._loss = registry.lookup("losses", policy.loss)
+        policy = self._policy = policy.model_copy(
+            update={
+                "advantage_options": checked_options(
+                    f"{where}.advantage_options", policy.advantage, estimate, policy.advantage_options
+                ),
+                "loss_options": checked_options(f"{where}.loss_options", policy.loss, self._loss, policy.loss_options),
+            }
+        )
         self._critic = settings.critic
         self._valued = "value_BL" in signature(estimate).parameters
         _match(policy.advantage, self._valued, settings)
@@ -44,7 +55,6 @@ class Update:
         refuse_cancellation(scheme, policy.advantage, tried)
         if policy.attempts == 1:
             refuse_loneliness(policy.advantage, tried)
-        self._loss = registry.lookup("losses", policy.loss)
 
     def begin(self, learner: Learner) -> None:
         """Start the phase with fresh optimizers, with a frozen reference where a KL term needs one, and a critic."""

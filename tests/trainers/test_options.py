@@ -1,0 +1,63 @@
+"""Options of advantages and losses are read as what their functions take, and refused before anything is sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from agentgym.errors import RecipeError
+from agentgym.rewards import OutcomeOnly
+from agentgym_trainers.options import checked_options
+from agentgym_trainers.settings import CriticSettings, TrainerSettings
+from agentgym_trainers.update import Update
+
+MODEL = {"vocab_size": 300, "hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64}
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("advantage_options: {stdd: none}", r"advantage_options: 'grpo' has no option 'stdd'; it takes: std, per_turn"),
+        ("advantage_options: {std: grup}", r"advantage_options\.std: .*'group', 'batch' or 'none', found 'grup'"),
+        ("{advantage: rloo, advantage_options: {std: none}}", r"'rloo' has no option 'std'; it takes: none"),
+        ("loss_options: {level: seq}", r"loss_options\.level: .*'token' or 'sequence', found 'seq'"),
+        ("loss_options: {cliplow: 0.1}", r"'clip' has no option 'cliplow'; it takes: clip_low, clip_high, kl_weight"),
+        ("loss_options: {clip_low: low}", r"loss_options\.clip_low: .*valid number.*, found 'low'"),
+        ("loss_options: {kl_weight: -1}", r"loss_options\.kl_weight: .*greater than or equal to 0, found -1"),
+        ("{loss: truncated, loss_options: {clip_low: 0.1}}", r"'truncated' has no option 'clip_low'; it takes: cap"),
+        ("loss_options: {off_policy_B: 1}", r"'clip' has no option 'off_policy_B'"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_in_a_sentence(policy: str, reason: str) -> None:
+    settings = TrainerSettings.model_validate({"policy": yaml.safe_load(policy)})
+    with pytest.raises(RecipeError, match=rf"trainer\.policy\.{reason}|trainer\.policy\.\w+: {reason}"):
+        Update(settings, OutcomeOnly())
+
+
+@pytest.mark.parametrize("options", [{"lam": 7}, {"gamma": -0.1}, {"level": "tok"}])
+def test_options_of_the_critics_advantage_are_bounded(options: dict[str, Any]) -> None:
+    policy = {"advantage": "gae", "advantage_options": options}
+    settings = TrainerSettings.model_validate({"policy": policy, "critic": CriticSettings()})
+    with pytest.raises(RecipeError, match=rf"trainer\.policy\.advantage_options\.{next(iter(options))}: "):
+        Update(settings, OutcomeOnly())
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(lab: Any) -> None:
+    written = "{level: sequence, clip_low: 3e-4, clip_high: 4e-4, kl_weight: 1e-2}"
+    policy = {"steps": 1, "tasks_per_step": 2, "attempts": 2, "loss_options": yaml.safe_load(written)}
+    assert policy["loss_options"]["clip_low"] == "3e-4"
+    run = lab.train(
+        trainer={"model": {**MODEL, "context_length": 128}, "policy": policy}, tasks={"train": 10, "test": 2}
+    )
+    assert lab.column(run, "train/tokens")[0] > 0
+
+
+def anything(logp_BL: torch.Tensor, **options: float) -> tuple[torch.Tensor, dict[str, float]]:
+    return logp_BL.sum() * options["scale"], {}
+
+
+def test_a_function_that_takes_any_option_gets_it_as_it_is() -> None:
+    assert checked_options("there", "anything", anything, {"scale": "1"}) == {"scale": "1"}
