@@ -131,12 +131,28 @@ def test_an_attempt_that_fills_the_context_is_cut_where_the_native_trainer_cuts_
     assert max(len(sample["observation_tokens"]) for given in samples for sample in given) <= 60
 
 
-def test_a_prompt_that_leaves_no_room_counts_as_lost_by_the_agent_and_is_a_valid_sample() -> None:
+def test_a_prompt_that_leaves_no_room_counts_as_lost_by_the_agent_and_is_a_valid_sample_that_trains_nothing() -> None:
     recipe = exercises(reward=GATED, trainer={"model": {"vocab_size": 320, "context_length": 5}})
     [samples] = bridged(recipe, [recipe.prepare().train[0].id], max_length=5)
     for sample in samples:
-        assert (sample["reward"], sample["truncated"], sample["action_ranges"]) == (-0.5, True, [(1, 2)])
+        assert (sample["reward"], sample["truncated"], sample["action_ranges"]) == (0.0, True, [(1, 2)])
+        assert (sample["extra_logs"]["outcome"], sample["scores"]) == (-0.5, 0.0)
         assert sample["extra_logs"]["kept"] == sample["extra_logs"]["scored"] == 1.0
+
+
+def test_an_attempt_without_room_has_the_mean_of_its_siblings_so_that_no_estimator_trains_its_filler() -> None:
+    wordy = {"id": "tests/Exercises-v0", "options": {"max_turns": 3, "wordy": 1}}
+    recipe = exercises(environment=wordy, reward=GATED)
+    mixed = 0
+    for samples in bridged(recipe, [task.id for task in recipe.prepare().train[:6]]):
+        roomless = [one for one in samples if not one["extra_logs"]["sampled_tokens"]]
+        rewards = [one["reward"] for one in samples if one not in roomless]
+        for sample in roomless:
+            assert mask(sample) == [False, True]
+            assert (sample["extra_logs"]["outcome"], sample["extra_logs"]["passed"]) == (-0.5, 0.0)
+            assert sample["reward"] == pytest.approx(math.fsum(rewards) / len(rewards))
+            mixed += len(set(rewards)) > 1
+    assert mixed
 
 
 def test_a_hinted_attempt_is_trained_without_its_hint_and_its_logprobs_are_those_it_was_sampled_with() -> None:

@@ -19,7 +19,7 @@ from agentgym.policy import Generation, Sampling
 from agentgym.recipe import Recipe
 from agentgym.sampling import derive_seed
 from agentgym.task import Hidden, Public, Task
-from agentgym.types import Submission
+from agentgym.types import Message, Submission
 from agentgym_envs.calculator import CalculatorEnv, calculator_tasks
 from agentgym_trainers.bridges.openrlhf.executor import RecipeExecutor
 from agentgym_trainers.bridges.openrlhf.rows import AgentSettings, Row, digest
@@ -31,18 +31,25 @@ _EXPRESSION = re.compile(r"<\|user\|>([\d+@-]+)")
 
 
 class Exercises(CalculatorEnv):
-    """The calculator with hard tasks; `unlucky` of four attempts that hand something in are lost by the grader."""
+    """The calculator with hard tasks.
+
+    Of four attempts, `unlucky` are lost by the grader if they hand something in, and `wordy` begin with a long prompt.
+    """
 
     tasks = calculator_tasks(train=24, validation=4, test=6, hard_share=0.5)
 
-    def __init__(self, unlucky: int = 0, **options: Any) -> None:
+    def __init__(self, unlucky: int = 0, wordy: int = 0, **options: Any) -> None:
         super().__init__(**options)
         self._unlucky = unlucky
+        self._wordy = wordy
         self._seed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._seed = seed or 0
-        return super().reset(seed=seed, options=options)
+        messages, info = super().reset(seed=seed, options=options)
+        if self._seed % 4 < self._wordy:
+            messages = (*messages, Message(role="user", content="so to speak" * 20))
+        return messages, info
 
     def grade(self, task: Task, submission: Submission) -> bool:
         if self._seed % 4 < self._unlucky:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,7 @@ from agentgym_trainers.demonstrations import train_context
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one attempt is worth to OpenRLHF, which knows no step rewards and no unscored attempts."""
+    """What one attempt is worth to OpenRLHF, which knows no step rewards, and no attempts that train nothing."""
 
     outcome: float
     step: float
@@ -25,32 +25,41 @@ class Price:
     score: float
     """The verdict's value: what dynamic filtering compares."""
     keep: bool
+    instead: float | None = None
+    """What OpenRLHF is given in place of the return, for an attempt that counts and of which nothing is trained."""
 
     @property
     def reward(self) -> float:
-        """The return: the number that is trained."""
-        return self.outcome + self.step
+        """The number that OpenRLHF compares with the siblings': the return, unless there is another."""
+        return self.outcome + self.step if self.instead is None else self.instead
 
 
 def prices(group: Group, rewards: Rewards) -> list[Price]:
     """Return the price of each attempt of a group that is trained.
 
-    OpenRLHF takes mean and standard deviation over all attempts of a group. One that does not count is given the mean
-    of those that do, so that the mean stays what it is without it, and its own advantage is 0.
+    OpenRLHF takes mean and standard deviation over all attempts of a group. One of which nothing is trained, because it
+    does not count or never came to speak, is given the mean of the others, so that the mean stays what it is without
+    it, and its own advantage is 0.
     """
     steps = [sum(step) for step in rewards.step]
     values = [one.verdict.value if one.verdict else None for one in group.trajectories]
     kept = [index for index, keep in enumerate(rewards.keep) if keep]
+    trained = [index for index in kept if _spoke(group.trajectories[index])]
     filled = Price(
-        _mean([rewards.outcome[index] for index in kept]),
-        _mean([steps[index] for index in kept]),
+        _mean([rewards.outcome[index] for index in trained]),
+        _mean([steps[index] for index in trained]),
         _mean([value for index in kept if (value := values[index]) is not None]),
         keep=False,
     )
-    return [
-        Price(outcome, step, filled.score if value is None else value, keep=True) if keep else filled
-        for outcome, step, value, keep in zip(rewards.outcome, steps, values, rewards.keep, strict=True)
-    ]
+
+    def price(index: int, keep: bool) -> Price:
+        if not keep:
+            return filled
+        value = values[index]
+        own = Price(rewards.outcome[index], steps[index], filled.score if value is None else value, keep=True)
+        return own if index in trained else replace(own, instead=filled.reward)
+
+    return [price(index, keep) for index, keep in enumerate(rewards.keep)]
 
 
 def lost(count: int, value: float = 0.0) -> list[Price]:
@@ -128,6 +137,11 @@ def _logs(one: Trajectory | None, price: Price) -> dict[str, float]:
         "hinted": float(one is not None and one.hint is not None),
         "infrastructure": float(one is None or one.end == "infrastructure"),
     }
+
+
+def _spoke(one: Trajectory) -> bool:
+    """Whether anything was sampled: a prompt may leave no room for it."""
+    return one.tokens is not None and bool(one.tokens.sampled_count)
 
 
 def _truncated(one: Trajectory) -> bool:
