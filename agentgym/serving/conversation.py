@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from agentgym.errors import AgentgymError
 from agentgym.serving.problems import message_of
-from agentgym.serving.sessions import Session, Sessions, UnknownSessionError
+from agentgym.serving.refusals import UnknownSessionError
+from agentgym.serving.sessions import Session, Sessions
 from agentgym.serving.wire import Action, Reset
 
 logger = logging.getLogger(__name__)

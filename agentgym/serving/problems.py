@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from agentgym.errors import AgentgymError, CapabilityError, InfrastructureError, UnknownNameError
-from agentgym.serving.sessions import FullError, TurnTimeoutError, UnknownSessionError
+from agentgym.serving.refusals import FullError, TurnTimeoutError, UnknownSessionError
 from agentgym.serving.wire import Problem
 
 _NOT_ALLOWED = 405

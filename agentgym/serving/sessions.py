@@ -18,6 +18,7 @@ from pydantic import Field
 
 from agentgym.env import AgentEnv
 from agentgym.errors import AgentgymError
+from agentgym.serving.refusals import CrashError, EndingError, FullError, TurnTimeoutError, UnknownSessionError
 from agentgym.serving.shared_tasks import shared
 from agentgym.serving.wire import Action, Reset, Seen, State, seen
 from agentgym.task import TaskSet
@@ -44,22 +45,7 @@ class Bounds(Record):
     """Turns at once."""
 
 
-class FullError(AgentgymError):
-    """The server has as many sessions as it allows."""
-
-
-class UnknownSessionError(AgentgymError):
-    """There is no such session, or none any more."""
-
-
-class TurnTimeoutError(AgentgymError):
-    """A turn took too long, and its session is gone."""
-
-
-class CrashError(AgentgymError):
-    """An environment raised what it should not; clients are not told what, for it may show what is hidden."""
-
-
+_ENDS = "the server ends and begins no more sessions"
 _CLOSERS = 16
 """Environments that are closed at the same time: that is mostly waiting for their sandboxes."""
 
@@ -95,7 +81,9 @@ class Sessions:
         self.bounds = bounds or Bounds()
         self._make_env = make_env
         self._open: dict[str, Session] = {}
-        self._beginning = 0
+        self._beginning: set[asyncio.Task[Session]] = set()
+        self._letting_go: set[asyncio.Task[None]] = set()
+        self._ends = False
         self._tasks: TaskSet | None = None
         self._making = threading.Lock()
         self._threads = ThreadPoolExecutor(self.bounds.threads, thread_name_prefix="turn")
@@ -112,19 +100,24 @@ class Sessions:
 
         Raises:
             FullError: there are as many as allowed.
+            EndingError: the server ends.
         """
-        if len(self._open) + self._beginning >= self.bounds.sessions:
+        if self._ends:
+            raise EndingError(_ENDS)
+        if len(self._open) + sum(not one.done() for one in self._beginning) >= self.bounds.sessions:
             self.counts["refused"] += 1
             raise FullError(f"the server has {self.bounds.sessions} sessions, as many as it allows; try again later")
-        self._beginning += 1
+        # A task of its own, for what a thread is making must be closed even if its client goes meanwhile.
+        beginning = asyncio.create_task(self._begun())
+        self._beginning.add(beginning)
+        beginning.add_done_callback(self._beginning.discard)
         try:
-            env = await self._in_thread(self._made)
-        finally:
-            self._beginning -= 1
-        session = Session(secrets.token_urlsafe(24), env)
-        self._open[session.id] = session
-        self.counts["begun"] += 1
-        return session
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            if beginning.cancelled():  # no thread was free before the server ended
+                raise EndingError(_ENDS) from None
+            beginning.add_done_callback(self._let_go)
+            raise
 
     def find(self, session_id: str) -> Session:
         """Return an open session.
@@ -171,18 +164,37 @@ class Sessions:
             for one in [*self._open.values()]:
                 if not one.turn.locked() and now - one.used_at > self.bounds.session_ttl_s:
                     logger.info("a silent session is ended session=%s", one.id[:8])
-                    try:
-                        await self.end(one, "expired")
-                    except Exception:
-                        logger.exception("a silent session could not be closed session=%s", one.id[:8])
+                    await self._end_anyway(one, "expired")
 
     async def close(self) -> None:
-        """End all sessions."""
-        ended = await asyncio.gather(*(self.end(one) for one in [*self._open.values()]), return_exceptions=True)
-        for error in filter(None, ended):
-            logger.error("a session could not be closed", exc_info=error)
+        """End all sessions, also those that are only beginning."""
+        self._ends = True
+        await asyncio.gather(*(self._end_anyway(one) for one in [*self._open.values()]))
         self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*self._beginning, *self._letting_go, return_exceptions=True)  # their clients are told
         self._closers.shutdown(wait=False)
+
+    async def _begun(self) -> Session:
+        session = Session(secrets.token_urlsafe(24), await self._in_thread(self._made))
+        self._open[session.id] = session
+        self.counts["begun"] += 1
+        if self._ends:
+            await self._end_anyway(session)
+            raise EndingError(_ENDS)
+        return session
+
+    def _let_go(self, beginning: asyncio.Task[Session]) -> None:
+        """End what was begun for a client that has gone."""
+        if not beginning.cancelled() and beginning.exception() is None:
+            ending = asyncio.create_task(self._end_anyway(beginning.result()))
+            self._letting_go.add(ending)
+            ending.add_done_callback(self._letting_go.discard)
+
+    async def _end_anyway(self, session: Session, how: str = "ended") -> None:
+        try:
+            await self.end(session, how)
+        except Exception:
+            logger.exception("a session could not be closed session=%s", session.id[:8])
 
     def _made(self) -> AgentEnv:
         env = self._make_env()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from agentgym import registry
 from agentgym.env import tool
 from agentgym.errors import CapabilityError, InfrastructureError, TaskError
 from agentgym.serving.client import RemoteEnv
+from agentgym.serving.refusals import CrashError, EndingError, FullError
 from agentgym.serving.server import serve
-from agentgym.serving.sessions import Bounds, CrashError, FullError, Sessions
+from agentgym.serving.sessions import Bounds, Sessions
 from agentgym.serving.wire import Action, Reset
 from agentgym.task import Task, TaskSet
 from agentgym.testing import ToyEnv, toy_task
@@ -265,6 +266,94 @@ def test_one_that_cannot_be_closed_keeps_no_other_open() -> None:
         return len(sessions)
 
     assert asyncio.run(play()) == 0
+
+
+class Late(ToyEnv):
+    """Is made only when the test says so, and counts what is made and closed."""
+
+    made: list[int] = []
+    closed: list[int] = []
+    being_made, may_be_made = threading.Event(), threading.Event()
+
+    def __init__(self, **options: Any) -> None:
+        self.being_made.set()
+        assert self.may_be_made.wait(20)
+        super().__init__(**options)
+        self.made.append(id(self))
+
+    def close(self) -> None:
+        self.closed.append(id(self))
+        super().close()
+
+
+@pytest.fixture
+def late() -> type[Late]:
+    for one in (Late.made, Late.closed):
+        one.clear()
+    for event in (Late.being_made, Late.may_be_made):
+        event.clear()
+    return Late
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, 20)
+
+
+def test_a_session_that_begins_while_the_server_ends_is_closed_and_its_client_told(late: type[Late]) -> None:
+    async def play() -> list[Any]:
+        sessions = Sessions(late, Bounds(threads=1))
+        begins = [asyncio.create_task(sessions.begin()) for _ in range(2)]  # one is made, one waits for its thread
+        await until(late.being_made)
+        closing = asyncio.create_task(sessions.close())
+        await asyncio.sleep(0.05)
+        late.may_be_made.set()
+        told = await asyncio.gather(*begins, return_exceptions=True)
+        await closing
+        told += await asyncio.gather(sessions.begin(), return_exceptions=True)
+        assert len(sessions) == 0
+        return told
+
+    told = asyncio.run(play())
+    assert [(type(one), str(one)) for one in told] == [(EndingError, "the server ends and begins no more sessions")] * 3
+    assert len(late.made) == 1
+    assert late.closed == late.made
+
+
+def test_what_is_made_for_a_client_that_has_gone_is_closed(late: type[Late]) -> None:
+    async def play() -> int:
+        sessions = Sessions(late)
+        begin = asyncio.create_task(sessions.begin())
+        await until(late.being_made)
+        begin.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await begin
+        late.may_be_made.set()
+        await sessions.close()
+        return len(sessions)
+
+    assert asyncio.run(play()) == 0
+    assert len(late.made) == 1
+    assert late.closed == late.made
+
+
+def test_a_place_is_free_again_after_a_client_that_went_before_its_session_was_there(late: type[Late]) -> None:
+    async def play() -> None:
+        sessions = Sessions(late, Bounds(sessions=1))
+        begin = asyncio.create_task(sessions.begin())
+        await until(late.being_made)
+        begin.cancel()
+        late.may_be_made.set()
+        async with asyncio.timeout(20):
+            while not len(sessions):
+                with suppress(FullError):
+                    await sessions.begin()
+                await asyncio.sleep(0.01)
+        assert late.closed == late.made[:1]
+        await sessions.close()
+
+    asyncio.run(play())
+    assert len(late.made) == 2
+    assert late.closed == late.made
 
 
 def test_an_environments_own_timeout_is_no_slow_turn() -> None:
