@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import QWEN3, tokenizer_with
 from openrlhf_recipes import VALUED, recipe, words
 
 from agentgym.errors import RecipeError
@@ -142,3 +147,47 @@ def test_where_openrlhf_is_not_installed_training_says_so(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match=r"speaks to openrlhf 0\.11\.2, found none; pip install openrlhf==0\.11\.2"):
         OpenRLHFTrainer().train(one.prepare(), run, resume=False)
     assert sys.modules.get("openrlhf") is None
+
+
+REWRITES = r"^the chat template of '{}' rewrites earlier thoughts, so that .*; say trainer\.chat\.thinking: keep$"
+
+
+def thinker(folder: Path) -> Path:
+    """Write what a launcher sees of a model whose template drops earlier thoughts."""
+    tokenizer_with(QWEN3, "<|im_end|>").save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    return folder
+
+
+@pytest.mark.parametrize("sft", [0, 5], ids=["at-once", "after-a-warm-start"])
+def test_a_template_that_rewrites_thoughts_is_refused_before_anything_is_written_or_started(
+    sft: int, tmp_path: Path
+) -> None:
+    model = thinker(tmp_path / "model")
+    one = recipe({"model": {"path": str(model)}, "sft": {"steps": sft}})
+    run = RunDirectory.create(tmp_path, one, name="run")
+    sentence = REWRITES.format(re.escape(str(model)))
+    with pytest.raises(RecipeError, match=sentence):
+        OpenRLHFTrainer().plan(one.prepare(), run)
+    with pytest.raises(RecipeError, match=sentence):
+        OpenRLHFTrainer().train(one.prepare(), run, resume=False)
+    assert not (run.path / "openrlhf").exists()
+    kept = recipe({**one.trainer, "chat": {"thinking": "keep"}})
+    assert "chat template" not in OpenRLHFTrainer().plan(kept.prepare(), run)[0]
+
+
+def test_a_dry_run_on_the_command_line_refuses_a_template_that_rewrites_thoughts(
+    tmp_path: Path, shell: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    model = thinker(tmp_path / "model")
+    words = ("code-grpo", "--backend", "openrlhf", "--dry-run", f"trainer.model.path={model}")
+    few = ("environment.options.count=30", "tasks.train=4", "tasks.test=1", "sandbox={name: process}")
+    told = shell("train", *words, *few, "--run", "planned")
+    assert told.returncode == 2, told
+    assert "rewrites earlier thoughts" in " ".join(told.stderr.split())
+
+
+def test_a_dry_run_says_that_a_template_is_not_on_this_machine(tmp_path: Path) -> None:
+    one = recipe({"model": {"path": "nobody/has-this-model"}})
+    said = OpenRLHFTrainer().plan(one.prepare(), RunDirectory.create(tmp_path, one, name="run"))
+    assert "not checked, as it will be at the start: the chat template; no model can be loaded from 'nobody/" in said[0]

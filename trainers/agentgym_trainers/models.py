@@ -57,18 +57,34 @@ def load_config(path: str | Path) -> Any:
         raise _unloadable(path, error) from error
 
 
+def load_tokenizer(path: str | Path, *, download: bool = True) -> Any:
+    """Return the tokenizer of a Hugging Face folder or name.
+
+    Args:
+        path: the folder or the name.
+        download: fetch what is not on this machine.
+
+    Raises:
+        RecipeError: nothing can be loaded from there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=not download)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from error
+
+
 def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
     """Return the causal language model of a Hugging Face folder or name, in float32, and its tokenizer.
 
     Raises:
         RecipeError: nothing can be loaded from there.
     """
-    try:
-        with without_bars():
-            tokenizer = AutoTokenizer.from_pretrained(path)
+    with without_bars():
+        tokenizer = load_tokenizer(path)
+        try:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unloadable(path, error) from error
+        except (OSError, ValueError) as error:
+            raise _unloadable(path, error) from error
     # Training and sampling must see one function: dropout would make their logprobs differ.
     return model.to(device).eval(), tokenizer
 

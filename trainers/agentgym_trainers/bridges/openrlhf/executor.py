@@ -19,7 +19,7 @@ from agentgym.sampling import derive_seed
 from agentgym.task import Task
 from agentgym.types import Group, Trajectory
 from agentgym_trainers.bridges.openrlhf.engine import RolloutEngine
-from agentgym_trainers.bridges.openrlhf.expressible import refuse, refuse_forks, refuse_off_policy
+from agentgym_trainers.bridges.openrlhf.expressible import chat_format, refuse, refuse_off_policy
 from agentgym_trainers.bridges.openrlhf.rows import AgentSettings, Row, digest
 from agentgym_trainers.bridges.openrlhf.samples import Price, evaluation_sample, lost, passes, prices, training_sample
 from agentgym_trainers.chat import ChatFormat
@@ -146,9 +146,7 @@ class RecipeExecutor:
 
     def _policy(self, row: Row, call: Call) -> TokenPolicy:
         if self._chat is None:
-            chat = self._trainer.chat
-            self._chat = ChatFormat(call.tokenizer, thinking=chat.thinking, calls=chat.calls)
-            refuse_forks(self._chat)
+            self._chat = chat_format(call.tokenizer, self._trainer.chat)
         context = min(self._trainer.model.context_length, call.max_length)
         if row.purpose == "train":
             sampling = Sampling(temperature=self._trainer.policy.temperature, max_tokens=context)

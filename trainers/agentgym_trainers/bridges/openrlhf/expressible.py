@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from agentgym.errors import RecipeError
 from agentgym.learnable import Learnable
 from agentgym.recipe import Prepared
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.settings import TrainerSettings
+from agentgym_trainers.settings import ChatSettings, TrainerSettings
 
 
 def refuse(prepared: Prepared, trainer: TrainerSettings) -> None:
@@ -55,14 +57,17 @@ def refuse_off_policy(ratio: str, trainer: TrainerSettings) -> None:
     )
 
 
-def refuse_forks(chat: ChatFormat) -> None:
-    """Refuse a chat format under which an attempt becomes several rows.
+def chat_format(tokenizer: Any, settings: ChatSettings) -> ChatFormat:
+    """Return how messages become tokens, under which an attempt is one row.
 
     Raises:
-        RecipeError: always where the template drops earlier thoughts and the recipe follows it.
+        RecipeError: the template drops earlier thoughts and the recipe follows it.
+        ChatFormatError: there is no template, or none that can be used.
     """
+    chat = ChatFormat(tokenizer, thinking=settings.thinking, calls=settings.calls)
     if chat.conversation() is not None:
         raise RecipeError(
             f"the chat template of {chat.template.name!r} rewrites earlier thoughts, so that an attempt has several "
             "rows, and OpenRLHF takes one; say trainer.chat.thinking: keep"
         )
+    return chat

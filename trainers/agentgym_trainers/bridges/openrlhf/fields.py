@@ -52,7 +52,7 @@ FIELDS: Mapping[str, Treatment] = {
     "model.path": Treatment("start", "`--actor.model_name_or_path`, or what the warm start made of it"),
     **{f"model.{name}": _SHAPE for name in ("vocab_size", "hidden", "layers", "heads", "kv_heads", "intermediate")},
     "model.context_length": _option("`--data.max_len`, or the model's own limit, whichever is less"),
-    "chat.thinking": Treatment("agent", "a template that would fork an attempt into rows is refused there"),
+    "chat.thinking": Treatment("agent", "a template that would fork an attempt into rows is refused at the launch"),
     "chat.calls": Treatment("agent", "how calls are read"),
     "engine.name": Treatment("idle", _OWN_ENGINES),
     "engine.options": Treatment("refused", _OWN_ENGINES),

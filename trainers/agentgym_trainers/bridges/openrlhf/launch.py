@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from agentgym_trainers.bridges.openrlhf.events import Events
 from agentgym_trainers.bridges.openrlhf.options import PACKAGE, VERSION, Settings
 from agentgym_trainers.bridges.openrlhf.refusals import refuse, refuse_parts
 from agentgym_trainers.bridges.openrlhf.rows import AgentSettings
-from agentgym_trainers.bridges.openrlhf.start import context_of, located, make, needs_start
+from agentgym_trainers.bridges.openrlhf.start import context_of, located, make, needs_start, refuse_template
 from agentgym_trainers.bridges.openrlhf.submit import Job, lines
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from agentgym.run import RunDirectory
     from agentgym_trainers.native import Progress
 
+logger = logging.getLogger(__name__)
 _POLL_S = 2.0
 
 
@@ -40,14 +42,18 @@ class OpenRLHFTrainer:
 
         Raises:
             RecipeError: OpenRLHF cannot train this recipe, or its option parser refuses it.
+            ChatFormatError: nobody can, with the model's chat template.
         """
         launch = Launch.of(prepared, run)
+        unseen = refuse_template(launch.settings, download=False)
         words = launch.write()
         if parser.installed() is None:
             told = f"# not checked: {PACKAGE} {VERSION} is not installed here"
         else:
             parser.check(words)
             told = f"# checked by the option parser of {PACKAGE} {VERSION}"
+        if unseen:
+            told += f"\n# not checked, as it will be at the start: the chat template; {unseen}"
         if needs_start(launch.settings):
             told += (
                 f"\n# the native trainer makes {launch.files.model} first: leave --dry-run out, or name a model with "
@@ -60,6 +66,7 @@ class OpenRLHFTrainer:
 
         Raises:
             RecipeError: OpenRLHF cannot train this recipe, or is not installed here.
+            ChatFormatError: nobody can, with the model's chat template.
             TrainingFailedError: it ended before its last step.
             CollapseError: a rule of `trainer.watch.stop` was broken.
         """
@@ -67,6 +74,8 @@ class OpenRLHFTrainer:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RecipeError("OpenRLHF starts its processes itself: start agentgym once, without torchrun")
         Events.check()
+        if unseen := refuse_template(launch.settings, download=True):
+            logger.warning("the chat template is first looked at where episodes are rolled out: %s", unseen)
         parser.check(launch.write())  # before the warm start, which takes a while
         launch.train(resume=resume, progress=progress)
 

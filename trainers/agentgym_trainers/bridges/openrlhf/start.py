@@ -9,9 +9,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from agentgym.errors import RecipeError
 from agentgym.recipe import Prepared, Recipe
 from agentgym.run import RunDirectory
 from agentgym_trainers.bridges.openrlhf.argv import Files
+from agentgym_trainers.bridges.openrlhf.expressible import chat_format
 from agentgym_trainers.bridges.openrlhf.options import Settings
 from agentgym_trainers.native import NativeTrainer, Progress
 
@@ -47,6 +49,32 @@ def _leave_the_gpu() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def refuse_template(settings: Settings, *, download: bool) -> str | None:
+    """Refuse a chat template that a rollout process would refuse; that of a model made from nothing is ours.
+
+    Args:
+        settings: name the model.
+        download: fetch a tokenizer that is not on this machine.
+
+    Returns:
+        Why there was none to look at; None if there was.
+
+    Raises:
+        RecipeError: an attempt would have several rows.
+        ChatFormatError: there is no template, or none that can be used.
+    """
+    from agentgym_trainers.models import load_tokenizer
+
+    if settings.model.path is None:
+        return None
+    try:
+        tokenizer = load_tokenizer(located(str(settings.model.path)), download=download)
+    except RecipeError as error:
+        return str(error)
+    chat_format(tokenizer, settings.chat)
+    return None
 
 
 def located(path: str) -> str:
