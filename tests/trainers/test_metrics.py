@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 from agentgym.cli.app import app
 from agentgym.errors import AgentgymError
 from agentgym.recipe import Recipe
+from agentgym.rewards import Rewards
 from agentgym.run import RunDirectory
+from agentgym.types import EndReason, Group, Trajectory
 from agentgym_trainers.checkpoint import Checkpoints
 from agentgym_trainers.metrics import METRICS, is_metric, table
 from agentgym_trainers.models import load_model
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.optimizer import CollapseError
+from agentgym_trainers.reporting import rollout_metrics
 from agentgym_trainers.settings import WatchSettings
 from agentgym_trainers.watch import Watch
 
@@ -112,6 +115,16 @@ def test_a_continuation_may_have_other_rules() -> None:
     assert not without.suspicious
 
 
+def test_a_rule_about_an_end_is_kept_again_by_the_first_step_without_such_an_end() -> None:
+    watch = Watch(WatchSettings.model_validate({"stop": [{"metric": "end/error", "above": 0.0, "steps": 2}]}))
+    ends: list[tuple[EndReason, bool]] = [("error", True), ("turns", False), ("error", True), ("turns", False)]
+    for end, suspicious in ends:
+        attempt = Trajectory("task", "train", (), [], end=end)
+        metrics = rollout_metrics([Group("task", [attempt])], [Rewards([0.0], [[]], [False])])
+        assert watch.reason_to_stop(metrics) is None
+        assert watch.suspicious == suspicious
+
+
 def test_a_broken_rule_ends_the_run_with_its_reason_and_keeps_the_last_good_checkpoint(
     lab: Any, tmp_path: Path
 ) -> None:
@@ -151,14 +164,15 @@ def test_a_rule_about_the_warm_start_holds_back_its_checkpoints_and_no_later_one
     assert [one.step for one in Checkpoints(run.checkpoints, keep=9).all()] == [4, 5, 6, 7]
 
 
-def test_a_run_whose_weights_explode_stops_and_its_checkpoint_is_sound(lab: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_run_whose_weights_explode_stops_and_its_checkpoint_is_sound(lab: Any, tmp_path: Path, every: int) -> None:
     chosen = recipe(
         lab,
         policy={"advantage": "reinforce", "optim": {"lr": 1e25}},
-        trainer={"checkpoint": {"every": 100}},
+        trainer={"checkpoint": {"every": every}},
         reward={"name": "ungated", "options": STEP_REWARDS},
     )
-    with pytest.raises(CollapseError, match=r"the last checkpoint from before is .*step-000000"):
+    with pytest.raises(CollapseError, match=r"no numbers any more.*the last checkpoint from before is .*step-000000"):
         train(chosen, tmp_path)
     good = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest()
     assert good is not None
@@ -170,6 +184,7 @@ def test_a_run_whose_weights_explode_stops_and_its_checkpoint_is_sound(lab: Any,
     ("rule", "reason"),
     [
         ({"metric": "train/entrpy", "below": 1}, "did you mean 'train/entropy'"),
+        ({"metric": "end/eror", "above": 0}, "did you mean 'end/error'"),
         ({"metric": "train/entropy"}, "wanted one of below and above for 'train/entropy', found none"),
         ({"metric": "train/entropy", "below": 1, "above": 2}, "found both"),
     ],

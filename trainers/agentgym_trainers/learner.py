@@ -20,7 +20,7 @@ from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.logprobs import check_head
 from agentgym_trainers.losses import clipped
 from agentgym_trainers.network import Network, Scores, portions
-from agentgym_trainers.optimizer import Optimizer
+from agentgym_trainers.optimizer import Optimizer, refuse_collapse
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 from agentgym_trainers.sharding import load_whole_state, shard, whole_state
 from agentgym_trainers.world import World
@@ -181,8 +181,13 @@ class Learner:
         return self._world.sum(value_BL)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next step depends on, whole."""
+        """Return everything that the next step depends on, whole.
+
+        Raises:
+            CollapseError: the model is none to go on from.
+        """
         self._gather()
+        refuse_collapse(self.model)
         return {
             "model": self.model.state_dict(),
             "reference": None if self.reference is None else whole_state(self.reference.model),

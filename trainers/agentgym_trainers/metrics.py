@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import get_args
+
+from agentgym.types import EndReason
 
 METRICS: Mapping[str, tuple[str, str]] = {
     "sft/loss": ("negative log-likelihood per demonstrated token", "it does not fall in the warm start"),
@@ -94,9 +97,14 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "eval/turns": ("mean turns per held-out attempt", ""),
 }
 
+ENDS = tuple(f"end/{one}" for one in get_args(EndReason))
+"""What stands for `end/*`."""
+
 
 def is_metric(name: str) -> bool:
-    """Return whether the trainer logs a metric of this name; `*` in the catalogue stands for anything."""
+    """Return whether the trainer logs a metric of this name; `*` in the catalogue stands for anything but an end."""
+    if name.startswith("end/"):
+        return name in ENDS
     return any(fnmatchcase(name, one) for one in METRICS)
 
 

@@ -18,6 +18,25 @@ class CollapseError(AgentgymError):
     """A loss or a gradient is no longer a number; the last checkpoint is the last good state."""
 
 
+def refuse_collapse(model: Any) -> None:
+    """See whether a causal language model, whole and up to date, still gives numbers.
+
+    A loss cannot tell where there is none: what samples from a model that gives none loses every attempt.
+
+    Raises:
+        CollapseError: it gives none, or its weights are so large that their squares, which norms need, are none.
+    """
+    ids_BL = torch.tensor([[1, 2, 3]], device=model.device)
+    with torch.no_grad():
+        flat = (one.flatten() for one in model.parameters())
+        sound = all(bool(torch.dot(one, one).isfinite()) for one in flat)
+        sound = sound and bool(model(input_ids=ids_BL, use_cache=False).logits.isfinite().all())
+    if not sound:
+        raise CollapseError(
+            "the model gives no numbers any more; resume from the last checkpoint with a lower learning rate"
+        )
+
+
 def learning_rate(optim: OptimSettings, step: int, steps: int) -> float:
     """Return the rate of optimizer step 0..steps-1.
 

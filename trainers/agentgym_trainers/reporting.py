@@ -5,12 +5,13 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 import torch
 
 from agentgym.rewards import Rewards
 from agentgym.task import Task
-from agentgym.types import Group, Trajectory, count_by_end, pass_rate
+from agentgym.types import EndReason, Group, Trajectory, count_by_end, pass_rate
 
 Metrics = dict[str, float]
 _DIFFICULTIES = 12
@@ -73,7 +74,9 @@ def rollout_metrics(
         "rollout/infrastructure": _mean([float(one.end == "infrastructure") for one in attempts]),
     }
     metrics |= _noise_metrics(attempts) | _by_difficulty(groups, difficulties or {})
-    return metrics | {f"end/{name}": count / len(attempts) for name, count in count_by_end(attempts).items()}
+    ends = count_by_end(attempts)
+    # Nobody's end is 0 and not silence: a rule about one must see that it is over.
+    return metrics | {f"end/{name}": ends.get(name, 0) / len(attempts) for name in get_args(EndReason)}
 
 
 def resources(device: str) -> Metrics:

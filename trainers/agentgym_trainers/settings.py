@@ -11,7 +11,7 @@ from agentgym import registry
 from agentgym.errors import UnknownNameError
 from agentgym.toolcalls import FORMATS
 from agentgym.types import Record
-from agentgym_trainers.metrics import METRICS, is_metric
+from agentgym_trainers.metrics import ENDS, METRICS, is_metric
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -240,7 +240,7 @@ class StopRule(Record):
             found = "none" if self.below is None else "both"
             raise ValueError(f"wanted one of below and above for {self.metric!r}, found {found}")
         if not is_metric(self.metric):
-            raise UnknownNameError("metric", self.metric, METRICS)
+            raise UnknownNameError("metric", self.metric, [*METRICS, *ENDS])
         return self
 
 

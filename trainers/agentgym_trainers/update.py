@@ -21,6 +21,7 @@ from agentgym_trainers.demonstrations import train_context
 from agentgym_trainers.gae import ValueTargets, value_targets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.losses import off_policy_codes
+from agentgym_trainers.optimizer import refuse_collapse
 from agentgym_trainers.options import checked_options
 from agentgym_trainers.settings import TrainerSettings
 
@@ -83,7 +84,12 @@ class Update:
             rewards: of each group.
             seed: shuffles rows into minibatches.
             done: steps of the policy phase before this one.
+
+        Raises:
+            CollapseError: the loss is no number, or no attempt counts because the model says nothing any more.
         """
+        if not any(keep for one in rewards for keep in one.keep):
+            refuse_collapse(learner.model)
         attempts = [one for group in groups for one in group.trajectories]
         contexts = [train_context(one) for one in attempts]
         whole = TokenBatch.of(contexts)
