@@ -84,6 +84,19 @@ def test_to_go_leaves_out_step_rewards_that_were_already_earned() -> None:
     assert found.tolist() == [[0.5, -0.5], [-0.5, -0.5]]
 
 
+def test_to_go_counts_also_for_the_attempt_that_is_at_its_groups_mean() -> None:
+    rewards = [Rewards([0.0, 0.5, 2.0], [[0.0, 0.0], [0.5, 0.0], [0.0, 0.0]], [True, True, True])]
+    found = grpo(credit(rewards, [[0, 1]] * 3, [[True, True]] * 3), std="none", per_turn="to_go")
+    assert found.tolist() == [[-1.0, -1.0], [0.0, -0.5], [1.0, 1.0]]
+
+
+def test_to_go_gives_nothing_to_siblings_whose_returns_differ_by_rounding() -> None:
+    step = [[0.7, 0.1, 0.1], [0.1, 0.7, 0.1], [0.1, 0.1, 0.7]]
+    given = credit([Rewards([0.0] * 3, step, [True] * 3)], [[0, 1, 2]] * 3, [[True] * 3] * 3)
+    assert len(set(given.returns_B.tolist())) == 2
+    assert not grpo(given, std="none", per_turn="to_go").any()
+
+
 rows = st.lists(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=8), min_size=4, max_size=4)
 
 

@@ -69,10 +69,13 @@ def grpo(
     """
     mean_B, count_B = _group_mean(credit.returns_B, credit)
     centred_B = torch.where(credit.keep_B & (count_B > 1), credit.returns_B - mean_B, torch.zeros_like(mean_B))
+    # Siblings that differ only by rounding do not differ; an attempt at its group's mean differs from its siblings.
+    differ_B = credit.keep_B & (_group_deviation(centred_B, credit) > EPSILON)
+    centred_B = centred_B * differ_B
     scale_B = _scale(centred_B, credit, std)
     turn_BT = centred_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1))
     if per_turn == "to_go" and credit.step_BT.shape[1]:
-        turn_BT = turn_BT - (credit.step_BT.cumsum(1) - credit.step_BT) * (centred_B != 0)[:, None]
+        turn_BT = turn_BT - (credit.step_BT.cumsum(1) - credit.step_BT) * differ_B[:, None]
     return _to_tokens(turn_BT * scale_B[:, None], credit)
 
 
@@ -111,6 +114,10 @@ def _group_mean(values_B: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:
     return (sum_G / count_G.clamp(min=1))[credit.group_B], count_G[credit.group_B]
 
 
+def _group_deviation(centred_B: Tensor, credit: Credit) -> Tensor:
+    return _group_mean(centred_B.square(), credit)[0].sqrt()
+
+
 def _scale(centred_B: Tensor, credit: Credit, std: Literal["group", "batch", "none"]) -> Tensor:
     if std == "none":
         return torch.ones_like(centred_B)
@@ -120,8 +127,7 @@ def _scale(centred_B: Tensor, credit: Credit, std: Literal["group", "batch", "no
             counted.square().mean().sqrt().expand_as(centred_B) if len(counted) else torch.zeros_like(centred_B)
         )
     else:
-        # Siblings that differ only by rounding must not be blown up to unit variance.
-        deviation_B = _group_mean(centred_B.square(), credit)[0].sqrt()
+        deviation_B = _group_deviation(centred_B, credit)
     return torch.where(deviation_B > EPSILON, 1 / (deviation_B + EPSILON), torch.zeros_like(deviation_B))
 
 
