@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.checkpoint import CheckpointError, Checkpoints
+from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, restore_generators
 from agentgym_trainers.policies import checkpoint_policy
 
 Tiny = tuple[Any, ChatFormat]
@@ -29,6 +29,7 @@ def test_state_and_generators_come_back(checkpoints: Checkpoints, tiny: Tiny) ->
     written = checkpoints.write(3, tiny[0], tiny[1].tokenizer, {"step": 3, "tensor": torch.ones(2)}, RECIPE)
     drawn = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
     state = written.load(RECIPE)
+    restore_generators(state)
     assert state["step"] == 3
     assert torch.equal(state["tensor"], torch.ones(2))
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn

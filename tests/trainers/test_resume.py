@@ -14,12 +14,16 @@ import torch
 import transformers
 import typer.testing
 from safetensors.torch import load_file
+from torch import Tensor
 
+from agentgym import registry
 from agentgym.cli.app import app
 from agentgym.errors import RecipeError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
+from agentgym_trainers.advantages import Credit
 from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, model_folder
+from agentgym_trainers.gae import gae
 from agentgym_trainers.models import export, load_model, new_model
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.settings import ModelSettings
@@ -215,3 +219,32 @@ def test_a_metric_that_no_evaluation_reports_is_refused_before_training(lab: Any
 def test_a_run_with_checkpoints_is_not_overwritten(lab: Any, uninterrupted: RunDirectory) -> None:
     with pytest.raises(CheckpointError, match="has checkpoints already; resume it"):
         NativeTrainer().train(small_recipe(lab).prepare(), uninterrupted, resume=False)
+
+
+DRAWN: list[float] = []
+
+
+def drawing(credit: Credit, value_BL: Tensor) -> Tensor:
+    """An estimator that draws from the generator that everybody shares."""
+    DRAWN.append(float(torch.rand(())))
+    return gae(credit, value_BL)
+
+
+def test_what_draws_from_shared_generators_draws_the_same_after_a_kill(lab: Any, tmp_path: Path) -> None:
+    registry.add("advantages", "tests-drawing", drawing)
+    chosen = lab.recipe(
+        trainer={
+            "model": SMALL,
+            "policy": {"steps": 3, "tasks_per_step": 2, "attempts": 2, "advantage": "tests-drawing"},
+            "critic": {},  # its layers draw too as they are made
+            "checkpoint": {"every": 1, "keep": 9},
+        },
+        tasks={"train": 10, "test": 2},
+    )
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    whole = DRAWN[-3:]
+    for late in Checkpoints(run.checkpoints, keep=9).all()[2:]:
+        shutil.rmtree(late.path)
+    NativeTrainer().train(chosen.prepare(), run, resume=True)
+    assert DRAWN[-2:] == whole[1:]

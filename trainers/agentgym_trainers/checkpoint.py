@@ -59,7 +59,7 @@ class Checkpoint:
         return found
 
     def load(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the saved state and restore the random number generators.
+        """Return the saved state; `restore_generators` takes its random number generators.
 
         Raises:
             CheckpointError: the checkpoint was written under another recipe, or is damaged.
@@ -78,7 +78,6 @@ class Checkpoint:
                 f"the checkpoint {self.path} was written under another recipe: {'; '.join(changed[:3])}; "
                 "resume with the same recipe, or start a new run"
             )
-        _restore_generators(state.pop("generators"))
         return state
 
 
@@ -248,12 +247,14 @@ def _generators() -> dict[str, Any]:
     }
 
 
-def _restore_generators(saved: Mapping[str, Any]) -> None:
+def restore_generators(state: Mapping[str, Any]) -> None:
+    """Set the random number generators to a saved state's; last, because building what it is for may draw."""
+    saved = state["generators"]
     torch.set_rng_state(saved["torch"])
-    for device, state in zip(
+    for device, one in zip(
         range(torch.cuda.device_count()), saved["cuda"], strict=False
     ):  # a resumed run may have others
-        torch.cuda.set_rng_state(state, device)
+        torch.cuda.set_rng_state(one, device)
     np.random.set_state(saved["numpy"])
     random.setstate(saved["python"])
 

@@ -22,7 +22,7 @@ from agentgym.sampling import ShuffledSampler, derive_seed
 from agentgym.types import pass_rate
 from agentgym_trainers.asynchronous import Asynchronous
 from agentgym_trainers.build import Parts, build
-from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints, restore_generators
 from agentgym_trainers.collect import Collector, LockStep
 from agentgym_trainers.heap import share_heap
 from agentgym_trainers.native import Progress
@@ -245,3 +245,4 @@ class Trainer:
         self.collector.load_state_dict(state["collector"])
         for name, one in self._learnables.items():
             one.load_state_dict(state["learnables"][name])
+        restore_generators(state)
