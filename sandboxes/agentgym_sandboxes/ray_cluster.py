@@ -13,11 +13,13 @@ from agentgym.errors import MissingExtraError, SandboxError
 
 try:
     import ray
+    from ray.experimental import internal_kv
 except ImportError as error:
     raise MissingExtraError("ray", "ray") from error
 
 RESOURCE = "agentgym_sandboxes"
 """The custom resource that says how many sandboxes a node may hold."""
+NAMESPACE = "agentgym"
 _KNOCK_S = 10.0
 _connecting = threading.Lock()
 
@@ -88,6 +90,23 @@ def only(nodes: Iterable[dict[str, Any]], word: str) -> dict[str, Any]:
             f"wanted the name of one Ray node or the beginning of its id, found {word!r}; known: {names}"
         )
     return found[0]
+
+
+def mark_draining(node: str, is_draining: bool) -> None:
+    """Let the cluster remember, for as long as it lives, whether a node takes new sandboxes: its actor may crash."""
+    if is_draining:
+        internal_kv._internal_kv_put(_mark(node), b"1", namespace=NAMESPACE)
+    else:
+        internal_kv._internal_kv_del(_mark(node), namespace=NAMESPACE)
+
+
+def is_marked_draining(node: str) -> bool:
+    """Return whether the cluster remembers that a node drains."""
+    return bool(internal_kv._internal_kv_exists(_mark(node), namespace=NAMESPACE))
+
+
+def _mark(node: str) -> str:
+    return f"draining-{node}"
 
 
 def name_of(node: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agentgym.errors import CapabilityError, MissingExtraError, SandboxError
-from agentgym_sandboxes.ray_cluster import RESOURCE, capacity_of, name_of, offering, only
+from agentgym_sandboxes.ray_cluster import NAMESPACE, RESOURCE, capacity_of, is_marked_draining, name_of, offering, only
 from agentgym_sandboxes.ray_line import RayLine, ask
 from agentgym_sandboxes.ray_node import Kind, Node, Report
 from agentgym_sandboxes.remote_lease import Lease
@@ -26,7 +26,6 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE = "agentgym"
 _CALLS = 100_000
 """Of all drivers on one actor at once; most of them wait."""
 _FRESH_S = 1.0
@@ -187,11 +186,18 @@ class Fleet:
             SandboxError: there is no such node, or more than one.
         """
         node = only(offering(), word)
-        view = View(node["NodeID"], name_of(node), Report(capacity_of(node), 0, False))
+        name, where = node["NodeID"], f"the Ray node {name_of(node)}"
         with self._lock:
-            actor = self._actor(view.id, view.report.capacity)
+            actor = self._actor(name, capacity_of(node))
             self.forget()
-        return View(view.id, view.name, ask(actor, f"the Ray node {view.name}", "drain", is_draining))
+        try:
+            report = ask(actor, where, "drain", is_draining)
+        except LeaseLostError:  # the actor that was known here; another one takes its place
+            with self._lock:
+                self._actors.pop(name, None)
+                actor = self._actor(name, capacity_of(node))
+            report = ask(actor, where, "drain", is_draining)
+        return View(name, name_of(node), report)
 
     def close(self) -> None:
         """End all leases; a node that is out of reach ends its one by itself."""
@@ -276,7 +282,7 @@ def states() -> list[View]:
     """
     found = []
     for node in offering():
-        report = Report(capacity_of(node), 0, False)
+        report = Report(capacity_of(node), 0, is_marked_draining(node["NodeID"]))
         with suppress(ValueError, LeaseLostError):  # without an actor it holds none
             actor = ray.get_actor(f"sandboxes-{PROTOCOL}-{node['NodeID']}", namespace=NAMESPACE)
             report = ask(actor, f"the Ray node {name_of(node)}", "state")

@@ -15,6 +15,7 @@ from typing import Any
 from agentgym import registry
 from agentgym.errors import AgentgymError, MissingExtraError, SandboxError
 from agentgym.sandbox import SandboxBackend, Stocked
+from agentgym_sandboxes.ray_cluster import is_marked_draining, mark_draining
 from agentgym_sandboxes.remote_wire import NoRoomError
 from agentgym_sandboxes.serving.calls import parse
 from agentgym_sandboxes.serving.desk import Desk
@@ -91,10 +92,10 @@ class Report:
 class _Places:
     """How many sandboxes the node holds; see `serving.tenant.Room`."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, is_draining: bool) -> None:
         self.capacity = capacity
         self.used = 0
-        self.is_draining = False
+        self.is_draining = is_draining
         self._lock = threading.Lock()
 
     def take(self) -> None:
@@ -156,7 +157,8 @@ class Node:
             capacity: how many sandboxes the node may hold.
             idle_s: after how many seconds without a client the actor ends.
         """
-        self._places = _Places(capacity)
+        self._name = ray.get_runtime_context().get_node_id()
+        self._places = _Places(capacity, is_marked_draining(self._name))
         self._idle_s = idle_s
         self._counters: dict[Kind, _Counter] = {}
         self._homes: dict[str, Desk] = {}
@@ -236,6 +238,7 @@ class Node:
 
     async def drain(self, is_draining: bool) -> Report:
         """Take no new sandboxes, or take them again; those that are there go on."""
+        await asyncio.to_thread(mark_draining, self._name, is_draining)
         self._places.is_draining = is_draining
         return await self.state()
 
@@ -281,6 +284,6 @@ class Node:
                         await asyncio.to_thread(counter.desk.close)
                     except SandboxError as error:  # such as a daemon that is gone; the actor must end all the same
                         logger.warning("a backend that nobody uses could not be closed: %s", error)
-            if not self._counters and not self._places.is_draining and now - self._seen > self._idle_s:
+            if not self._counters and now - self._seen > self._idle_s:
                 ray.get_runtime_context().current_actor.leave.remote()
                 return

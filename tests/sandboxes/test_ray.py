@@ -35,7 +35,7 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 from agentgym_sandboxes.process import ProcessBackend
 from agentgym_sandboxes.ray import RayBackend
 from agentgym_sandboxes.ray_fleet import View, choose, states
-from agentgym_sandboxes.ray_node import Report
+from agentgym_sandboxes.ray_node import Node, Report
 
 SPEC = SandboxSpec()
 Connect = Callable[..., RayBackend]
@@ -197,6 +197,39 @@ def test_a_draining_node_takes_nothing_new_and_what_it_has_goes_on(
         backend.drain("three")
 
 
+def kill_actor(node: View) -> None:
+    """Let a node's actor crash."""
+    import ray
+
+    from agentgym_sandboxes.ray_cluster import NAMESPACE
+
+    ray.kill(ray.get_actor(f"sandboxes-1-{node.id}", namespace=NAMESPACE))
+    assert eventually(lambda: f"sandboxes-1-{node.id}" not in names_of_actors())
+
+
+def well(backend: RayBackend) -> list[View]:
+    return sorted((view for view in backend.nodes() if view.is_well), key=lambda view: view.name)
+
+
+def test_a_node_goes_on_draining_after_its_actor_crashed_and_being_taken_back_outlives_one_too(
+    connect: Connect,
+) -> None:
+    backend = connect()
+    one = backend.drain("one")
+    try:
+        kill_actor(one)
+        assert [view.told.partition(": ")[2] for view in states() if view.id == one.id] == ["0 of 24 sandboxes, drains"]
+        assert eventually(lambda: [view.report.is_draining for view in well(backend)] == [True, False])
+        with backend.start(SPEC), backend.start(SPEC):
+            assert used() == {"one": 0, "two": 2}
+    finally:
+        backend.drain("one", is_draining=False)
+    kill_actor(one)
+    assert eventually(lambda: [view.report.is_draining for view in well(backend)] == [False, False])
+    with backend.start(SPEC), backend.start(SPEC):
+        assert used() == {"one": 1, "two": 1}
+
+
 def test_a_node_whose_backend_fails_is_left_out_until_it_is_well(connect: Connect, ray_nodes: Nodes) -> None:
     sick = ray_nodes.shelf("one") / "sick"
     sick.touch()
@@ -305,7 +338,7 @@ def test_an_actor_that_is_killed_in_mid_command_is_told_and_replaced(
 ) -> None:
     import ray
 
-    from agentgym_sandboxes.ray_fleet import NAMESPACE
+    from agentgym_sandboxes.ray_cluster import NAMESPACE
 
     backend = connect()
     with backend.start(SPEC) as box, ThreadPoolExecutor(1) as pool:
@@ -349,7 +382,7 @@ def test_an_actor_of_the_cluster_uses_it_from_its_threads(connect: Connect) -> N
 def test_an_actor_that_nobody_uses_ends(connect: Connect, ray_nodes: Nodes) -> None:
     import ray
 
-    from agentgym_sandboxes.ray_fleet import NAMESPACE
+    from agentgym_sandboxes.ray_cluster import NAMESPACE
 
     node = ray_nodes.add("four", 2)
     assert eventually(lambda: "four" in used())
@@ -381,8 +414,7 @@ def test_an_actor_ends_that_was_only_drained_and_let_go_or_whose_driver_died_bef
 ) -> None:
     import ray
 
-    from agentgym_sandboxes.ray_fleet import NAMESPACE
-    from agentgym_sandboxes.ray_node import Node
+    from agentgym_sandboxes.ray_cluster import NAMESPACE
 
     node = ray_nodes.add("five", 2)
     assert eventually(lambda: "five" in used())
