@@ -161,7 +161,6 @@ class Node:
         self._places = _Places(capacity, is_marked_draining(self._name))
         self._idle_s = idle_s
         self._counters: dict[Kind, _Counter] = {}
-        self._homes: dict[str, Desk] = {}
         self._opening = asyncio.Lock()
         self._tidying: asyncio.Task[None] | None = None
         self._seen = time.monotonic()
@@ -198,9 +197,7 @@ class Node:
 
     async def begin(self, kind: Kind, key: str) -> None:
         """Give a client a lease, or renew it."""
-        desk = (await self._counter(kind)).desk
-        desk.begin(key)
-        self._homes[key] = desk
+        (await self._counter(kind)).desk.begin(key)
 
     async def call(
         self,
@@ -232,7 +229,7 @@ class Node:
 
     async def end(self, key: str) -> None:
         """End a lease and all that it holds."""
-        desk = self._homes.pop(key, None)
+        desk = self._home(key)
         if desk is not None:
             await desk.end(key, "its client ended it")
 
@@ -247,12 +244,18 @@ class Node:
         ray.actor.exit_actor()
 
     def _lease(self, key: str, done: tuple[int, ...], abandoned: tuple[int, ...]) -> Lease:
-        desk = self._homes.get(key)
+        desk = self._home(key)
         if desk is None:
-            raise GoneError("the node does not know this client any more, and all that it held there is gone")
+            raise GoneError(
+                "the node does not know this client any more: its actor began anew, or heard nothing of it for too "
+                "long, and all that it held there is gone"
+            )
         lease = desk.find(key)
         lease.settle(done, abandoned)
         return lease
+
+    def _home(self, key: str) -> Desk | None:
+        return next((one.desk for one in self._counters.values() if one.desk.knows(key)), None)
 
     async def _counter(self, kind: Kind) -> _Counter:
         self._seen = time.monotonic()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -35,7 +37,8 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 from agentgym_sandboxes.process import ProcessBackend
 from agentgym_sandboxes.ray import RayBackend
 from agentgym_sandboxes.ray_fleet import View, choose, states
-from agentgym_sandboxes.ray_node import Node, Report
+from agentgym_sandboxes.ray_node import Kind, Node, Report
+from agentgym_sandboxes.serving.leases import GoneError
 
 SPEC = SandboxSpec()
 Connect = Callable[..., RayBackend]
@@ -228,6 +231,31 @@ def test_a_node_goes_on_draining_after_its_actor_crashed_and_being_taken_back_ou
     assert eventually(lambda: [view.report.is_draining for view in well(backend)] == [False, False])
     with backend.start(SPEC), backend.start(SPEC):
         assert used() == {"one": 1, "two": 1}
+
+
+class Key(str):
+    """One that can be seen to be forgotten."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_a_node_forgets_the_keys_of_leases_that_expired(ray_nodes: Nodes) -> None:
+    async def kept() -> int:
+        node, kind = Node(4, idle_s=600.0), Kind.of("process", {"trusted": True}, 1.0)
+        keys = [Key(f"client-{number}") for number in range(20)]
+        known = [weakref.ref(key) for key in keys]
+        for key in keys:
+            await node.begin(kind, key)
+        with pytest.raises(GoneError, match=r"does not know this client any more: .* heard nothing of it for too long"):
+            await node.call("nobody", 7, None, 0.0, (), ())
+        del key, keys
+        deadline = time.monotonic() + 20.0
+        while (left := sum(one() is not None for one in known)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.2)
+            gc.collect()
+        return left
+
+    assert asyncio.run(kept()) == 0
 
 
 def test_a_node_whose_backend_fails_is_left_out_until_it_is_well(connect: Connect, ray_nodes: Nodes) -> None:

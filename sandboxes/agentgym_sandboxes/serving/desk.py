@@ -77,6 +77,10 @@ class Desk:
         lease.renew()
         return lease
 
+    def knows(self, key: str) -> bool:
+        """Whether a client has a lease, or had one that has not quite ended."""
+        return key in self._leases
+
     async def end(self, key: str, why: str) -> None:
         """End a lease and all that it holds; one that is over already is no error."""
         lease = self._leases.get(key)
@@ -105,12 +109,7 @@ class Desk:
         """End the leases of silent clients, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for key, lease in list(self._leases.items()):
-                if lease.expired and not lease.over.done():
-                    logger.info("a client was silent for too long: its sandboxes end")
-                    task = asyncio.create_task(self.end(key, "its client was silent for too long"))
-                    self._ending.add(task)
-                    task.add_done_callback(self._ending.discard)
+            self._end_silent()
 
     def drain(self) -> None:
         """Wake everybody who waits, and begin nothing more."""
@@ -135,6 +134,14 @@ class Desk:
     def is_draining(self) -> bool:
         """Whether the server is about to end."""
         return self._is_draining
+
+    def _end_silent(self) -> None:
+        for key, lease in list(self._leases.items()):
+            if lease.expired and not lease.over.done():
+                logger.info("a client was silent for too long: its sandboxes end")
+                task = asyncio.create_task(self.end(key, "its client was silent for too long"))
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
 
     def _require_open(self) -> None:
         if self._is_draining:
