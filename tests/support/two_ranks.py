@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
 
 from agentgym import registry
 from agentgym.run import RunDirectory
+from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
@@ -67,6 +69,16 @@ def learn(learner: Learner, steps: int) -> list[dict[str, float]]:
     return told
 
 
+class TwoVoices(CalculatorEnv):
+    """Its tools print something else in each process, as a clock or a temporary folder would."""
+
+    def step(self, action: Any) -> Any:
+        """Act, and say more in the second process."""
+        messages, *rest = super().step(action)
+        said = " elapsed 97 ms, elapsed 98 ms elapsed" if os.environ.get("RANK") == "1" else " took 0.12 s"
+        return tuple(one.model_copy(update={"content": one.content + said}) for one in messages), *rest
+
+
 def main() -> None:
     """Run one of the two in this process."""
     torch.set_num_threads(1)
@@ -91,6 +103,7 @@ def main() -> None:
 
     if "agentgym/Calculator-v0" not in registry.names("envs"):
         registry.register("agentgym/Calculator-v0", "agentgym_envs.calculator:CalculatorEnv")
+    registry.register("tests/TwoVoices-v0", TwoVoices)
     run = RunDirectory.open(path)
     NativeTrainer().train(Recipe.parse(run.manifest.recipe).prepare(), run, resume=False)
 

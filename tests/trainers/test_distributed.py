@@ -12,6 +12,7 @@ import torch
 import two_ranks
 from safetensors.torch import load_file
 
+from agentgym import registry
 from agentgym.cli import training
 from agentgym.errors import RecipeError
 from agentgym.run import RunDirectory
@@ -89,6 +90,23 @@ def test_a_run_of_two_ranks_writes_once_and_ends_like_a_run_of_one(lab: Any, tmp
     assert [len(run.read_trajectories(5)) for run in runs] == [12, 12]
     weights = [load_file(lab.newest_model(run) / "model.safetensors") for run in runs]
     assert farthest(*weights) < 2e-6
+
+
+def test_processes_learn_from_the_same_demonstrations_though_tools_print_something_else_in_each(
+    lab: Any, tmp_path: Path
+) -> None:
+    trainer = {
+        "model": two_ranks.SHAPE.model_dump(),
+        "sft": {"steps": 2, "batch_size": 8, "demonstrations": 9},
+        "policy": {"steps": 1, "tasks_per_step": 2, "attempts": 2, "loss_options": {"kl_weight": 0.1}},
+        "compute": {"threads": 1},
+    }
+    registry.register("tests/TwoVoices-v0", two_ranks.TwoVoices)
+    recipe = lab.recipe(environment={"id": "tests/TwoVoices-v0"}, trainer=trainer, tasks={"train": 20, "test": 2})
+    run = RunDirectory.create(tmp_path, recipe, name="run")
+    together("train", str(run.path))
+    assert len(lab.column(run, "sft/loss")) == 2
+    assert lab.column(run, "train/tokens")[0] > 0
 
 
 def test_several_processes_do_not_train_asynchronously() -> None:

@@ -120,7 +120,7 @@ async def build(
     model_settings, compute, seed = settings.model, settings.compute, prepared.recipe.seed
     warm = state is None or state["step"] < settings.sft.steps
     _check_memory(settings, checkpoint, world)
-    shown = await _demonstrate(prepared, settings, progress) if warm and settings.sft.steps else []
+    shown = await _demonstrate(prepared, settings, progress, world) if warm and settings.sft.steps else []
     if checkpoint is not None:
         model, tokenizer = load_model(checkpoint.model_path, compute.device)
     elif model_settings.path is not None:
@@ -163,14 +163,20 @@ def _check_memory(settings: TrainerSettings, checkpoint: Checkpoint | None, worl
     refuse_too_large(settings, config, ranks=world.size)
 
 
-async def _demonstrate(prepared: Prepared, settings: TrainerSettings, progress: Progress) -> Sequence[Any]:
+async def _demonstrate(
+    prepared: Prepared, settings: TrainerSettings, progress: Progress, world: World
+) -> Sequence[Trajectory]:
+    """Play each demonstration in one process only: what tools print may differ, and all must learn from the same."""
     sft = settings.sft
     tasks = prepared.train[: sft.demonstrations]
-    return await demonstrate(
+    own = world.share(tasks)
+    played = await demonstrate(
         prepared.make_env,
-        tasks,
+        own,
         prepared.recipe.limits,
         hinted_share=sft.hinted_share,
         seed=derive_seed(prepared.recipe.seed, "demonstrations"),
-        on_done=counter(progress, "demonstrations", len(tasks)),
+        on_done=counter(progress, "demonstrations", len(own)),
     )
+    place = {task.id: number for number, task in enumerate(tasks)}
+    return sorted(world.gather(played), key=lambda one: (one.hint is not None, place[one.task_id]))
