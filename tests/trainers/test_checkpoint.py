@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, restore_generators
+from agentgym_trainers.models import new_model
 from agentgym_trainers.policies import checkpoint_policy
+from agentgym_trainers.settings import ModelSettings
 
 Tiny = tuple[Any, ChatFormat]
 RECIPE = {"name": "a", "seed": 0, "trainer": {"policy": {"steps": 5}, "checkpoint": {"keep": 2}}, "evaluation": {}}
@@ -108,6 +111,23 @@ def test_a_run_a_checkpoint_and_a_model_folder_all_name_a_policy(
     written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
     for path in (tmp_path, written.path, written.model_path):
         assert checkpoint_policy(path).context_length == 256
+
+
+def test_a_checkpoint_plays_as_its_recipe_says(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    chat = {"thinking": "keep", "calls": "mistral"}
+    recipe = {**RECIPE, "trainer": {"name": "native", "chat": chat, "model": {"context_length": 96}}}
+    model, _ = new_model(ModelSettings(hidden=16, layers=1, heads=2, intermediate=16), ["hm"], seed=0, device="cpu")
+    tokenizer = tokenizer_of("qwen3")
+    model.resize_token_embeddings(len(tokenizer))
+    written = checkpoints.write(1, model, tokenizer, {}, recipe)
+    for path in (tmp_path, written.path):
+        policy = checkpoint_policy(path)
+        assert policy.chat.call_format == "mistral"
+        assert policy.chat.conversation() is None  # thoughts are kept: nothing is ever read anew
+        assert policy.context_length == 96
+    assert checkpoint_policy(tmp_path, context_length=64).context_length == 64
+    bare = checkpoint_policy(written.model_path)
+    assert bare.chat.conversation() is not None
 
 
 def test_a_policy_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -49,7 +49,13 @@ class Checkpoint:
     @property
     def yardstick(self) -> str:
         """What the score is the score of: scores of one yardstick can be compared."""
-        return _yardstick(self._manifest().get("recipe", {}))
+        return _yardstick(self.recipe)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """What it was trained by, as plain data; empty if nothing tells."""
+        found: Mapping[str, Any] = self._manifest().get("recipe") or {}
+        return found
 
     def _manifest(self) -> dict[str, Any]:
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agentgym import registry
 from agentgym.policy import Sampling
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.checkpoint import model_folder
+from agentgym_trainers.checkpoint import Checkpoint, find, model_folder
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.models import load_model
 from agentgym_trainers.policy import TokenPolicy
+from agentgym_trainers.settings import ChatSettings, TrainerSettings
 
 
 def checkpoint_policy(
@@ -20,13 +22,14 @@ def checkpoint_policy(
     context_length: int | None = None,
     max_batch: int = 256,
 ) -> TokenPolicy:
-    """Return a policy that plays with a model.
+    """Return a policy that plays with a model, as its run did: with the chat format and the context of its recipe.
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint's folder, or a Hugging Face folder or name.
         sampling: how to draw; by default at temperature 1, so many tokens per turn as the episode allows.
         device: where to compute.
-        context_length: tokens, prompt and answers together; by default what the model allows.
+        context_length: tokens, prompt and answers together; by default the recipe's, or without one what the model
+            allows.
         max_batch: requests computed at once.
 
     Raises:
@@ -35,7 +38,21 @@ def checkpoint_policy(
     """
     model, tokenizer = load_model(model_folder(path), device)
     limit = int(model.config.max_position_embeddings)
-    context = min(context_length or limit, limit)
-    return TokenPolicy(
-        HFEngine(model, max_batch=max_batch), ChatFormat(tokenizer), sampling or Sampling(max_tokens=context), context
-    )
+    trained = _settings(find(Path(path)))
+    said = ChatSettings() if trained is None else trained.chat
+    context = min(context_length or (limit if trained is None else trained.model.context_length), limit)
+    chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls)
+    return TokenPolicy(HFEngine(model, max_batch=max_batch), chat, sampling or Sampling(max_tokens=context), context)
+
+
+def _settings(checkpoint: Checkpoint | None) -> TrainerSettings | None:
+    """Return the settings under which a checkpoint was trained, if they are of the kind that has a chat format."""
+    section = None if checkpoint is None else checkpoint.recipe.get("trainer")
+    if section is None:
+        return None
+    options = {**section}
+    name = options.pop("name", "native")
+    kind = getattr(registry.lookup("trainers", name), "Settings", None) if name in registry.names("trainers") else None
+    if not (isinstance(kind, type) and issubclass(kind, TrainerSettings)):
+        return None
+    return kind.model_validate(options)
