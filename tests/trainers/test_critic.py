@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
 
@@ -19,7 +20,14 @@ from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.models import export, new_model
 from agentgym_trainers.native import NativeTrainer
-from agentgym_trainers.settings import ComputeSettings, CriticSettings, ModelSettings, OptimSettings, PolicySettings
+from agentgym_trainers.settings import (
+    ComputeSettings,
+    CriticSettings,
+    ModelSettings,
+    OptimSettings,
+    PolicySettings,
+    TrainerSettings,
+)
 
 Tiny = tuple[Any, ChatFormat]
 TARGET = torch.rand(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(1)) * BATCH.sampled_BL
@@ -192,3 +200,10 @@ def test_a_resumed_ppo_run_ends_with_the_same_weights_critic_and_all(lab: Any) -
     assert any(name.startswith("trunk.") for name in critic)
     assert all(torch.equal(one, again["critic"]["critic"][name]) for name, one in critic.items())
     assert lab.column(run, "train/value_loss") == lines
+
+
+def test_a_warm_up_of_the_critic_that_leaves_the_policy_no_step_is_refused() -> None:
+    policy = {"steps": 5, "advantage": "gae"}
+    TrainerSettings.model_validate({"policy": policy, "critic": {"warmup_steps": 4}})
+    with pytest.raises(ValidationError, match=r"critic\.warmup_steps below policy\.steps, 5, .*; found 5"):
+        TrainerSettings.model_validate({"policy": policy, "critic": {"warmup_steps": 5}})

@@ -139,6 +139,19 @@ def test_a_batch_without_advantage_changes_nothing(tiny: Tiny) -> None:
     assert torch.equal(weights(one), before)
 
 
+def test_a_row_without_advantage_is_counted_only_where_something_is_learned_from_it(tiny: Tiny) -> None:
+    first, rest = torch.tensor([0]), ADVANTAGE.clone()
+    rest[0] = 0
+    together, apart, referred = learner(tiny), learner(tiny), Learner(copy.deepcopy(tiny[0]), ComputeSettings())
+    referred.begin(OptimSettings(), steps=5, keep_reference=True)
+    metrics = together.policy_step(BATCH, rest, ON_POLICY, PolicySettings())
+    others = torch.arange(1, len(BATCH.ids_BL))
+    assert metrics == apart.policy_step(BATCH.rows(others), rest[1:], ON_POLICY[1:], PolicySettings())
+    counted = referred.policy_step(BATCH, rest, ON_POLICY, PolicySettings(loss_options={"kl_weight": 0.1}))
+    assert counted["tokens"] == metrics["tokens"] + int(BATCH.sampled_BL[first].sum())
+    assert counted["loss"] == pytest.approx(metrics["loss"] * metrics["tokens"] / counted["tokens"])
+
+
 def test_a_positive_advantage_makes_its_tokens_likelier(tiny: Tiny) -> None:
     one = learner(tiny)
 

@@ -66,7 +66,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "train/clip_fraction": ("share of tokens whose ratio was clipped or truncated", "above 0.3"),
     "train/grad_norm": ("gradient norm before it is clipped", "far above `optim.grad_clip` for long"),
     "train/lr": ("learning rate", ""),
-    "train/tokens": ("sampled tokens in the rows that were trained", "0: the step taught nothing"),
+    "train/tokens": ("sampled tokens in the rows that were trained, once per epoch", "0: the step taught nothing"),
     "train/value_loss": ("the critic's half squared error", "it does not fall"),
     "train/value_clip_fraction": ("share of values whose change was clipped", "above 0.5"),
     "train/value_grad_norm": ("gradient norm of the critic", ""),

@@ -276,3 +276,12 @@ class TrainerSettings(Record):
                 f"its groups; found {found}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _policy_learns(self) -> TrainerSettings:
+        if self.critic is not None and self.critic.warmup_steps >= self.policy.steps:
+            raise ValueError(
+                f"wanted critic.warmup_steps below policy.steps, {self.policy.steps}, or the policy would never learn; "
+                f"found {self.critic.warmup_steps}"
+            )
+        return self
