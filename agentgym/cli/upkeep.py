@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from agentgym import registry
 from agentgym.cli.console import errors, out, say
 from agentgym.errors import AgentgymError, SandboxError
-from agentgym.upkeep import Finding, Kept, Upkeep
+from agentgym.upkeep import Decision, Finding, Kept, Upkeep
 
 Answer = TypeVar("Answer")
 _MARKS = {"ok": ("✓ ok", "green"), "warn": ("! warn", "yellow"), "fail": ("✗ fail", "red")}
@@ -24,10 +24,15 @@ _LIVES = {"living": "", "dead": " (ended)", "unknown": " (unseen)"}
 
 def ps(backends: Sequence[str]) -> None:
     """Print a table of the sandboxes of every run."""
+    show(_ask(backends, "asking {}", lambda upkeep: upkeep.inventory()))
+
+
+def show(places: Iterable[tuple[str, Sequence[Kept]]]) -> None:
+    """Print a table of what is kept at each place."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("sandbox", "backend", "run", "owner", "age", "ends in", "state", "memory"):
         table.add_column(title, overflow="fold", no_wrap=title not in ("run", "owner"))
-    for name, found in _ask(backends, "asking {}", lambda upkeep: upkeep.inventory()):
+    for name, found in places:
         for kept in sorted(found, key=lambda one: one.created or 0):
             table.add_row(kept.name, name, *map(Text, _cells(kept)))
     if not table.row_count:
@@ -38,14 +43,18 @@ def ps(backends: Sequence[str]) -> None:
 
 def gc(backends: Sequence[str], *, images: bool, expired: bool, dry_run: bool) -> None:
     """Remove what has no living owner; print what went, what stayed, and why."""
+    found = _ask(backends, "tidying {}", lambda upkeep: upkeep.collect(images=images, expired=expired, dry_run=dry_run))
+    tell((("", decisions) for _, decisions in found), dry_run=dry_run)
+
+
+def tell(places: Iterable[tuple[str, Sequence[Decision]]], *, dry_run: bool) -> None:
+    """Print what went from each place, what stayed, and why, each line after the place's own words."""
     removed = 0
-    for _, decisions in _ask(
-        backends, "tidying {}", lambda upkeep: upkeep.collect(images=images, expired=expired, dry_run=dry_run)
-    ):
+    for where, decisions in places:
         for one in decisions:
             removed += one.removed
             verb = ("would remove" if dry_run else "removed") if one.removed else "kept"
-            say(f"{verb} {one.kept.kind} {one.kept.name}: {one.reason}", None if one.removed else "dim")
+            say(f"{where}{verb} {one.kept.kind} {one.kept.name}: {one.reason}", None if one.removed else "dim")
     say(f"{removed} {'thing' if removed == 1 else 'things'} {'would go' if dry_run else 'removed'}", "bold")
 
 

@@ -65,7 +65,10 @@ def _folders() -> Iterator[tuple[Kept, Path]]:
         owner = Owner.from_tag(tag)
         if owner is not None:
             said = f"process {owner.pid} on {owner.host}"
-            made = folder.lstat().st_ctime
+            try:
+                made = folder.lstat().st_ctime
+            except FileNotFoundError:  # it ended just now, or somebody else removed it
+                continue
             yield Kept("sandbox", name, owner=said, life=owner.life(), state="folder", created=made), folder
 
 

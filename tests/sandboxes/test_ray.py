@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -34,6 +37,7 @@ from agentgym.types import Submission
 
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from agentgym_sandboxes._owner import Owner
 from agentgym_sandboxes.process import ProcessBackend
 from agentgym_sandboxes.ray import RayBackend
 from agentgym_sandboxes.ray_fleet import View, choose, states
@@ -561,3 +565,52 @@ def test_a_node_that_is_not_there_is_one_sentence_on_the_command_line(connect: C
     assert "found 'nowhere'; known: " in told.stderr
     with pytest.raises(SandboxError, match="found ''; known: "):
         RayBackend().drain("")
+
+
+@pytest.fixture
+def own_machine() -> Iterator[Path]:
+    """A folder for the temporary files of one node alone, into which its agents' users may look."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+def test_what_a_crashed_actor_left_on_its_node_is_listed_and_removed_from_anywhere_and_nothing_else(
+    connect: Connect, ray_nodes: Nodes, shell: Callable[..., CompletedProcess[str]], own_machine: Path
+) -> None:
+    node = ray_nodes.add("six", PLACES, TMPDIR=str(own_machine))
+    assert eventually(lambda: "six" in used())
+    try:
+        backend = connect()
+        assert eventually(lambda: len(well(backend)) == 3)
+        with ExitStack() as boxes:
+            held = [boxes.enter_context(backend.start(SPEC)) for _ in range(3)]
+            [folder] = own_machine.glob("agentgym-*/*~*")
+            left, _, tag = folder.name.partition("~")
+            owner = Owner.from_tag(tag)
+            assert owner is not None
+            process = ("--backend", "process")
+            listed = shell("ray", "ps", *process).stdout
+            assert [line.split()[:4] for line in listed.splitlines() if left in line] == [
+                [left, "process", "on", "six"]
+            ]
+            assert shell("ray", "gc", *process).stdout.count(f"six: kept sandbox {left}: its owner") == 1
+            os.kill(owner.pid, signal.SIGKILL)
+            assert eventually(owner.is_dead)
+            assert f"six: would remove sandbox {left}: " in shell("ray", "gc", *process, "--dry-run").stdout
+            assert folder.exists()
+            assert f"six: removed sandbox {left}: " in shell("ray", "gc", *process).stdout
+            assert not folder.exists()
+            assert sum(box.exec("echo alive").stdout == b"alive\n" for box in held if box.id != left) == 2
+    finally:
+        ray_nodes.kill(node)
+        assert eventually(lambda: "six" not in used())
+
+
+def test_a_node_that_cannot_be_looked_after_is_said_and_the_exit_code_tells(
+    connect: Connect, shell: Callable[..., CompletedProcess[str]]
+) -> None:
+    connect()
+    told = shell("ray", "ps", "--backend", "dokcer")
+    assert told.returncode == 1
+    assert told.stderr.count("no sandbox backend is registered as 'dokcer'; did you mean 'docker'?") == 2
