@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ray_nodes import PLUGIN, Nodes, nodes
+from ray_nodes import PLUGIN, Connect, Nodes, nodes
 
 from agentgym.errors import SandboxError
 from agentgym.sandbox import Sandbox, SandboxBackend, SandboxSpec
@@ -113,6 +115,27 @@ def ray_nodes() -> Iterator[Nodes]:
     with nodes("one", "two") as started, pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(PLUGIN)
         yield started
+
+
+@pytest.fixture
+def connect(ray_nodes: Nodes) -> Iterator[Connect]:
+    """Return backends on the cluster's nodes that are closed with the test."""
+    from agentgym_sandboxes.process import ProcessBackend
+    from agentgym_sandboxes.ray import RayBackend
+
+    try:
+        ProcessBackend().check()
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with ExitStack() as open_backends:
+
+        def one(backend: str = "process", **options: Any) -> RayBackend:
+            made = RayBackend(backend, **{"wait_s": 60.0, **options})
+            open_backends.callback(made.close)
+            made.check()
+            return made
+
+        yield one
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

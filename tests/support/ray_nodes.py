@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
+if TYPE_CHECKING:
+    from agentgym_sandboxes.ray import RayBackend
+    from agentgym_sandboxes.ray_fleet import View
+
+Connect = Callable[..., "RayBackend"]
+"""Makes a backend on the cluster's nodes, with these options."""
 PLUGIN = Path(__file__).with_name("ray_plugin")
 PLACES = 24
 """How many sandboxes each node offers."""
@@ -93,3 +100,40 @@ def nodes(*names: str) -> Iterator[Nodes]:
         finally:
             ray.shutdown()
             started.cluster.shutdown()
+
+
+def used() -> dict[str, int]:
+    """Return how many sandboxes each node holds."""
+    from agentgym_sandboxes.ray_fleet import states
+
+    return {view.name: view.report.used for view in states()}
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Wait until something holds, and return whether it does."""
+    deadline = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return held
+
+
+def kill_actor(node: View) -> None:
+    """Let a node's actor crash."""
+    import ray
+
+    from agentgym_sandboxes.ray_cluster import NAMESPACE
+
+    ray.kill(ray.get_actor(f"sandboxes-1-{node.id}", namespace=NAMESPACE))
+    assert eventually(lambda: f"sandboxes-1-{node.id}" not in names_of_actors())
+
+
+def well(backend: RayBackend) -> list[View]:
+    """Return the nodes whose actors and backends are well, by name."""
+    return sorted((view for view in backend.nodes() if view.is_well), key=lambda view: view.name)
+
+
+def names_of_actors() -> set[str]:
+    """Return the names of all actors that live."""
+    from ray.util import list_named_actors
+
+    return {one["name"] for one in list_named_actors(all_namespaces=True)}
