@@ -48,9 +48,9 @@ def main() -> int:
 def _watch(process: subprocess.Popen[bytes], stop: Sequence[str] | None, grace_s: float) -> None:
     while os.read(0, 1):
         continue
-    sys.stdout.write("the launcher is gone, so this training ends\n")
-    sys.stdout.flush()
     try:
+        sys.stdout.write("the launcher is gone, so this training ends\n")
+        sys.stdout.flush()
         if stop is not None:
             with suppress(subprocess.TimeoutExpired):
                 subprocess.run(stop, stdin=subprocess.DEVNULL, timeout=grace_s, check=False)
