@@ -122,6 +122,28 @@ def test_a_training_ends_though_all_that_watched_over_it_is_killed(launch: Launc
         os.kill(worker, signal.SIGKILL)
 
 
+SILENT = """
+import os, time
+from pathlib import Path
+
+Path("began").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_a_training_whose_log_cannot_be_written_ends_with_its_launcher_too(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    launcher, started, _ = launch(SILENT, grace_s=1.0)
+    began = tmp_path / "began"
+    assert eventually(lambda: began.exists() and began.read_text() != "")
+    launcher.kill()
+    try:
+        assert eventually(lambda: not alive(int(began.read_text())))
+    finally:
+        if alive(started):
+            os.killpg(started, signal.SIGKILL)
+
+
 CLUSTER = """
 import sys, time
 from pathlib import Path
