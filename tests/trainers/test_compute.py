@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from token_rows import ADVANTAGE, BATCH, ON_POLICY
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
+from agentgym import registry
 from agentgym.errors import RecipeError
 from agentgym.policy import Sampling
 from agentgym.tokens import TokenBuffer
@@ -180,8 +181,10 @@ def test_all_that_samples_takes_the_recipes_type_unless_its_engine_says_otherwis
     chosen = parts(dtype="float32")
     ids, logp = sampled(chosen.engine)
     assert torch.allclose(logp, learnt(chosen.model, ids, "float32"), atol=1e-5)
-    with pytest.raises(ValueError, match="wanted dtype float32 or bfloat16 for the engine 'hf', found 'int3'"):
+    with pytest.raises(RecipeError, match=r"options\.dtype: Input should be 'float32' or 'bfloat16', found 'int3'"):
         parts(dtype="int3")
+    with pytest.raises(ValueError, match="wanted dtype float32 or bfloat16 for the engine 'hf', found 'int3'"):
+        registry.create("engines", "hf", model=made.model, dtype="int3")
 
 
 def config(hidden: int) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from agentgym.errors import RecipeError
 from agentgym.rewards import OutcomeOnly
@@ -61,3 +62,32 @@ def anything(logp_BL: torch.Tensor, **options: float) -> tuple[torch.Tensor, dic
 
 def test_a_function_that_takes_any_option_gets_it_as_it_is() -> None:
     assert checked_options("there", "anything", anything, {"scale": "1"}) == {"scale": "1"}
+
+
+@pytest.mark.parametrize("options", [{"weights": "sharde"}, {"batching": "eagerly"}, {"max_batch": "many"}])
+def test_a_value_that_an_engine_does_not_take_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=rf"options\.{next(iter(options))}: Input should be "):
+        TrainerSettings.model_validate({"engine": {"options": options}})
+
+
+def test_shared_weights_are_not_quietly_copied_where_sampling_overlaps_learning(lab: Any) -> None:
+    trainer = {
+        "model": {**MODEL, "context_length": 128},
+        "engine": {"options": {"weights": "shared"}},
+        "schedule": {"max_staleness": 1},
+        "policy": {"steps": 1, "tasks_per_step": 2, "attempts": 2},
+    }
+    with pytest.raises(RecipeError, match="samples from the very tensors that the learner changes"):
+        lab.train(trainer=trainer, tasks={"train": 10, "test": 2})
+
+
+class Unreadable:
+    """What nobody can check a value against."""
+
+
+def strange(logp_BL: torch.Tensor, *, kind: Unreadable | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+    return logp_BL.sum(), {"kind": float(kind is None)}
+
+
+def test_an_option_of_a_type_of_its_own_is_left_to_its_function() -> None:
+    assert checked_options("there", "strange", strange, {"kind": "x"}) == {"kind": "x"}

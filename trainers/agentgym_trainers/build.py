@@ -92,7 +92,7 @@ def make_engine(settings: TrainerSettings, model: Any, batching: str, *, own_wei
         given["dtype"] = settings.compute.dtype
     given |= engine.options
     if own_weights and "weights" in accepted:
-        given["weights"] = "copied"
+        given.setdefault("weights", "copied")  # who asks for shared ones is told what does not go with them
     made: TrainableEngine = registry.create("engines", engine.name, model=model, **given)
     return made
 

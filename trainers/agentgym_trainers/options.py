@@ -1,12 +1,13 @@
-"""Options of advantages and losses, held against what their functions say that they take."""
+"""Options of advantages, losses and engines, held against what these say that they take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import Parameter, signature
+from inspect import Parameter, isclass, signature
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from agentgym.errors import RecipeError
 
@@ -23,7 +24,7 @@ def checked_options(where: str, name: str, function: Callable[..., Any], options
     Args:
         where: the recipe's field, for error messages.
         name: the function's, as it is registered.
-        function: what takes the options as keywords.
+        function: what takes the options as keywords; or a class.
         options: as the recipe gives them.
 
     Raises:
@@ -42,7 +43,7 @@ def checked_options(where: str, name: str, function: Callable[..., Any], options
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(function.__init__ if isclass(function) else function, include_extras=True)
     except (NameError, TypeError):  # a stranger's function may be annotated for type checkers alone, or be an object
         return {}
 
@@ -50,5 +51,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _typed(where: str, hint: Any, value: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
+    except PydanticSchemaGenerationError:  # annotated with a class that nobody can check values against
+        return value
     except ValidationError as error:
         raise RecipeError(f"{where}: {error.errors()[0]['msg']}, found {value!r}") from error

@@ -12,6 +12,7 @@ from agentgym.errors import UnknownNameError
 from agentgym.toolcalls import FORMATS
 from agentgym.types import Record
 from agentgym_trainers.metrics import ENDS, METRICS, is_metric
+from agentgym_trainers.options import checked_options
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -78,6 +79,7 @@ class EngineSettings(Record):
         unknown = next((one for one in self.options if one not in accepted), None)
         if unknown is not None:
             raise ValueError(f"the engine {self.name!r} has no option {unknown!r}; it takes: {', '.join(accepted)}")
+        checked_options("options", self.name, target, self.options)
         return self
 
 
