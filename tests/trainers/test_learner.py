@@ -152,6 +152,20 @@ def test_a_row_without_advantage_is_counted_only_where_something_is_learned_from
     assert counted["loss"] == pytest.approx(metrics["loss"] * metrics["tokens"] / counted["tokens"])
 
 
+def test_drift_and_kl_are_means_over_the_rows_that_were_sampled_in_the_context_that_is_trained(tiny: Tiny) -> None:
+    codes = ON_POLICY.clone()
+    codes[::2] = 1
+    own = torch.arange(1, len(codes), 2)
+    mixed = learner(tiny).policy_step(BATCH, ADVANTAGE, codes, PolicySettings())
+    alone = learner(tiny).policy_step(BATCH.rows(own), ADVANTAGE[own], ON_POLICY[own], PolicySettings())
+    assert alone["drift"] > 0
+    assert {name: mixed[name] for name in ("drift", "kl")} == pytest.approx(
+        {name: alone[name] for name in ("drift", "kl")}, rel=1e-5
+    )
+    hinted = learner(tiny).policy_step(BATCH, ADVANTAGE, torch.ones_like(codes), PolicySettings())
+    assert hinted.keys() == mixed.keys() - {"drift", "kl"}
+
+
 def test_a_positive_advantage_makes_its_tokens_likelier(tiny: Tiny) -> None:
     one = learner(tiny)
 

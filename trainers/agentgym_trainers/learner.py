@@ -214,6 +214,7 @@ class Learner:
 
     def _mini_step(self, lesson: _Lesson, mini_R: Tensor, policy: PolicySettings) -> Metrics:
         tokens = int(lesson.batch.sampled_BL[mini_R].sum())
+        own = int(lesson.batch.sampled_BL[mini_R[lesson.off_policy_B[mini_R] == 0]].sum())
         valued = 0 if lesson.values is None else int(lesson.values.mask_BL[mini_R].sum())
         sums: Metrics = {}
         for index_R, counts in self._shares(lesson.batch, mini_R):
@@ -222,7 +223,7 @@ class Learner:
             scores = Scores(*self._network(part, temperature=policy.temperature, policy=learns))
             total, metrics = torch.zeros((), device=part.ids_BL.device), Metrics()
             if lesson.loss is not None:
-                total, metrics = self._policy_loss(lesson.loss, lesson, index_R, part, scores, policy, tokens)
+                total, metrics = self._policy_loss(lesson.loss, lesson, index_R, part, scores, policy, tokens, own)
             if self._critic is not None and lesson.values is not None and valued:
                 value, more = self._critic.loss(scores.value_BL, lesson.values, index_R, 1 / valued)
                 total, metrics = total + value, metrics | more
@@ -277,8 +278,13 @@ class Learner:
         scores: Scores,
         policy: PolicySettings,
         tokens: int,
+        own: int,
     ) -> tuple[Tensor, Metrics]:
-        """Return one micro-batch's share of the loss and of the metrics."""
+        """Return one micro-batch's share of the loss and of the metrics, for so many tokens in all.
+
+        Of them `own` were sampled in the context that is trained: only there the sampler's logprobs can be held
+        against the trainer's.
+        """
         width, device = part.ids_BL.shape[1], part.ids_BL.device
         logp_BL, off_policy_R = scores.logp_BL, lesson.off_policy_B[index_R].to(device)
         advantage_BL = cut(lesson.advantage_BL, index_R, width).to(device)
@@ -288,12 +294,12 @@ class Learner:
             logp_BL, part.logp_old_BL, reference_BL, advantage_BL, part.sampled_BL, weight_BL,
             off_policy_B=off_policy_R, **policy.loss_options,
         )  # fmt: skip
-        moved_BL = (logp_BL.detach() - part.logp_old_BL) * part.sampled_BL
-        own_R1 = (off_policy_R == 0)[:, None]  # a hinted row's context differs
-        kl_BL = moved_BL.clamp(max=_FAR).exp() - 1 - moved_BL
         metrics |= {"loss": float(value.detach()), "entropy": float(scores.entropy_BL.sum()) / tokens}
-        metrics["drift"] = float((moved_BL.abs() * own_R1).sum()) / tokens
-        return value, metrics | {"kl": float((kl_BL * own_R1).sum()) / tokens}
+        if not own:
+            return value, metrics
+        moved_BL = (logp_BL.detach() - part.logp_old_BL) * part.sampled_BL * (off_policy_R == 0)[:, None]
+        kl_BL = moved_BL.clamp(max=_FAR).exp() - 1 - moved_BL
+        return value, metrics | {"drift": float(moved_BL.abs().sum()) / own, "kl": float(kl_BL.sum()) / own}
 
     def _reference_logprobs(self, part: TokenBatch, temperature: float) -> Tensor | None:
         if self.reference is None:

@@ -57,7 +57,8 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "train/loss": ("policy loss", ""),
     "train/entropy": ("of the policy at trained tokens, in nats", "it falls towards 0: exploration ends"),
     "train/drift": (
-        "mean absolute difference between the trainer's and the sampler's logprobs, over the updates of the step",
+        "mean absolute difference between the trainer's and the sampler's logprobs, over the updates of the step; "
+        "not of rows that lost a hint",
         "on-policy above 0.01: engine and trainer disagree",
     ),
     "train/kl": ("estimated KL (k3) of the policy from what sampled the batch", "above 0.1"),
