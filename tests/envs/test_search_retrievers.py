@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,14 +18,17 @@ import uvicorn
 from search_servers import Cluster, scripted, serving
 
 from agentgym.errors import InfrastructureError, RecipeError, TaskError
+from agentgym.task import TaskSet
 from agentgym_envs.search.dense import DenseRetriever, HybridRetriever, Vectors, encode
 from agentgym_envs.search.embedded import EmbeddedRetriever
+from agentgym_envs.search.env import SearchEnv
 from agentgym_envs.search.index import build
 from agentgym_envs.search.opensearch import OpenSearchRetriever
 from agentgym_envs.search.passages import Passage
 from agentgym_envs.search.remote import RemoteRetriever
 from agentgym_envs.search.retriever import Retriever, open_retriever
 from agentgym_envs.search.server import Bounds, create_app
+from agentgym_envs.search.tasks import convert
 
 PASSAGES = [
     Passage(id="p1", title="Lima", text="Lima is the capital of Peru.\nIt lies at the sea."),
@@ -321,6 +326,45 @@ def test_a_passage_that_both_find_comes_before_one_that_only_one_finds(index: Em
     assert hits[0].score == pytest.approx(2 / 61)
 
 
+def opened(path: Path) -> int:
+    return [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()].count(path)
+
+
+@pytest.mark.parametrize("kind", [dense, hybrid])
+def test_no_file_stays_open_after_the_last_environment_that_searches_by_vectors(
+    tmp_path: Path, kind: Callable[[EmbeddedRetriever, ExitStack], Retriever]
+) -> None:
+    index = EmbeddedRetriever(build(PASSAGES, tmp_path / "a.idx").path)
+    task = convert({"id": "q", "question": "What sells coffee?", "answers": ["a café"], "gold_ids": ["p4"]})
+    with ExitStack() as stack:
+        found = kind(index, stack)
+        first, second = (SearchEnv(TaskSet("one", lambda: [task]), retriever=found) for _ in range(2))
+        for env in (first, second):
+            env.reset(options={"task": task})
+            assert "p4" in env.search("a café sells coffee")
+        first.close()
+        assert opened(index.path) >= 1
+        second.close()
+        assert opened(index.path) == 0
+        assert found.search("a café sells coffee", 1)[0].passage.id == "p4"
+        found.close()
+    assert opened(index.path) == 0
+
+
+def test_vectors_are_read_once_for_a_process_and_let_go_when_their_index_is_replaced(tmp_path: Path) -> None:
+    encoder, path = TrigramEncoder(), tmp_path / "a.idx"
+    encode(EmbeddedRetriever.shared(build(PASSAGES, path).path), encoder)
+    first = DenseRetriever.shared(EmbeddedRetriever.shared(path), encoder)
+    assert DenseRetriever.shared(EmbeddedRetriever.shared(path), encoder) is first
+    remembered = weakref.ref(first)
+    encode(EmbeddedRetriever.shared(build(PASSAGES[:5], path).path), encoder)
+    second = DenseRetriever.shared(EmbeddedRetriever.shared(path), encoder)
+    assert len(second.search("Lima", 12)) == 5
+    del first
+    gc.collect()
+    assert remembered() is None
+
+
 def test_a_sentence_transformer_made_from_a_config_searches(
     tmp_path: Path, shell: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +393,16 @@ def test_a_sentence_transformer_made_from_a_config_searches(
         found = open_retriever({"kind": kind, **settings}).search(f"{PASSAGES[3].title}\n{PASSAGES[3].text}", 2)
         assert found[0].passage == PASSAGES[3]
     assert "p3" in shell("search", "find", "c.idx", "capital of Japan", "--dense", tmp_path / "model").stdout
+    before = open_retriever({"kind": "dense", **settings})
+    assert open_retriever({"kind": "dense", **settings}) is before
+
+    (tmp_path / "c.jsonl").write_text("\n".join(one.model_dump_json() for one in PASSAGES[4:]))
+    assert (
+        shell("search", "index", tmp_path / "c.jsonl", "--to", "c.idx", "--dense", tmp_path / "model").returncode == 0
+    )
+    for kind in ("dense", "hybrid"):
+        after = open_retriever({"kind": kind, **settings})
+        assert [hit.passage for hit in after.search(PASSAGES[3].text, 12) if hit.passage in PASSAGES[:4]] == []
 
 
 # ------------------------------------------------------------------------------------------------------- the settings

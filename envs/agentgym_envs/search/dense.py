@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from agentgym.errors import MissingExtraError, TaskError
 from agentgym_envs.search.embedded import EmbeddedRetriever
 from agentgym_envs.search.passages import Passage
 from agentgym_envs.search.query import MAX_CHARACTERS, words
-from agentgym_envs.search.retriever import MAX_K, Hit, Retriever, check_k
+from agentgym_envs.search.retriever import MAX_K, Hit, Kept, Retriever, check_k
 
 Vectors = NDArray[np.float32]
 _BATCH = 256
@@ -66,13 +67,16 @@ class SentenceEncoder:
 
 
 _encoders: dict[str, SentenceEncoder] = {}
+_opened: dict[tuple[Path, str], DenseRetriever] = {}
+_lock = threading.Lock()
 
 
 def sentence_encoder(model: str) -> SentenceEncoder:
     """Return the one encoder of this name that a process has."""
-    if model not in _encoders:
-        _encoders[model] = SentenceEncoder(model)
-    return _encoders[model]
+    with _lock:
+        if model not in _encoders:
+            _encoders[model] = SentenceEncoder(model)
+        return _encoders[model]
 
 
 def vectors_file(index: Path, encoder: str) -> Path:
@@ -124,6 +128,22 @@ class DenseRetriever:
         if made_of != index.digest:
             raise TaskError(f"the vectors in {file} belong to other passages than {index.path}; make them again")
 
+    @classmethod
+    def shared(cls, index: EmbeddedRetriever, encoder: Encoder) -> DenseRetriever:
+        """Return the one of this index file that all environments of a process use; its vectors stay in memory.
+
+        With another index in the file's place, those of the old one are let go.
+
+        Raises:
+            TaskError: the vectors were never made, or are those of another corpus.
+        """
+        key = index.path.resolve(), encoder.name
+        with _lock:
+            found = _opened.get(key)
+            if found is None or found.index is not index:
+                found = _opened[key] = cls(index, encoder)
+            return found
+
     def search(self, query: str, k: int) -> list[Hit]:
         """Return the nearest passages; ties stand in the corpus's order."""
         check_k(k)
@@ -138,6 +158,14 @@ class DenseRetriever:
     def get(self, name: str) -> Passage | None:
         """Ask the index file."""
         return self.index.get(name)
+
+    def enter(self, user: object) -> None:
+        """Keep the index file open for a user."""
+        self.index.enter(user)
+
+    def leave(self, user: object) -> None:
+        """Let go of a user, and with the last one of the index file."""
+        self.index.leave(user)
 
     def close(self) -> None:
         """Close the index file."""
@@ -171,6 +199,18 @@ class HybridRetriever:
     def get(self, name: str) -> Passage | None:
         """Return what the first part that has it says."""
         return next((found for part in self._parts if (found := part.get(name)) is not None), None)
+
+    def enter(self, user: object) -> None:
+        """Keep the parts' files open for a user."""
+        for part in self._parts:
+            if isinstance(part, Kept):
+                part.enter(user)
+
+    def leave(self, user: object) -> None:
+        """Let go of a user, and with the last one of the parts' files."""
+        for part in self._parts:
+            if isinstance(part, Kept):
+                part.leave(user)
 
     def close(self) -> None:
         """Close every part."""

@@ -116,7 +116,9 @@ _lock = threading.Lock()
 
 
 def open_retriever(chosen: Any) -> Retriever:
-    """Return the one retriever that a process has for a mapping such as `{kind: remote, url: …}`, or for an index file.
+    """Return the retriever of a mapping such as `{kind: remote, url: …}`, or of an index file.
+
+    What costs much is shared by all that ask for the same in a process: connections, vectors and models.
 
     Raises:
         RecipeError: the mapping is malformed.
@@ -130,7 +132,7 @@ def open_retriever(chosen: Any) -> Retriever:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "retriever"
         raise RecipeError(f"the retriever is malformed: {where}: {first['msg']}") from error
-    if isinstance(found, EmbeddedSettings):
+    if isinstance(found, EmbeddedSettings | DenseSettings | HybridSettings):
         return _open(found)  # shared by what the file is, for it may be replaced
     with _lock:
         name = found.model_dump_json()
@@ -157,7 +159,7 @@ def _open(chosen: Any) -> Retriever:
             from agentgym_envs.search.dense import DenseRetriever, HybridRetriever, sentence_encoder
 
             words = EmbeddedRetriever.shared(chosen.index)
-            vectors = DenseRetriever(words, sentence_encoder(chosen.model))
+            vectors = DenseRetriever.shared(words, sentence_encoder(chosen.model))
             return vectors if isinstance(chosen, DenseSettings) else HybridRetriever(words, vectors)
 
 
