@@ -301,6 +301,7 @@ def test_the_key_comes_from_the_named_variable_and_is_never_shown(monkeypatch: p
         ("gpt", "wanted an endpoint like openai:MODEL@http://"),
         ("gpt@localhost:8000", "wanted an endpoint like openai:MODEL@http://"),
         ("gpt@http://h/v1,fast", "wanted an option like concurrency=4 after the endpoint, found 'fast'"),
+        ("gpt@http://h/v1,retries={", "a value after the sign in the endpoint's option 'retries={', found '{'"),
         ("gpt@http://h/v1,speed=3", "the endpoint's option 'speed': Extra inputs.*the options are: api_key_variable"),
         ("gpt@http://h/v1,retries=-1", "the endpoint's option 'retries'"),
     ],

@@ -44,7 +44,7 @@ def openai_policy(address: str, *, sampling: Sampling | None = None) -> OpenAIPo
     for word in (found["options"] or "").split(","):
         name, sign, text = word.partition("=")
         if sign:
-            options[name.strip()] = yaml.safe_load(text)
+            options[name.strip()] = _value(word, text)
         elif word:
             raise RecipeError(f"wanted an option like concurrency=4 after the endpoint, found {word!r}")
     try:
@@ -55,6 +55,13 @@ def openai_policy(address: str, *, sampling: Sampling | None = None) -> OpenAIPo
         accepted = ", ".join(name for name in OpenAISettings.model_fields if name not in ("model", "url"))
         raise RecipeError(f"the endpoint's option {field!r}: {first['msg']}; the options are: {accepted}") from error
     return OpenAIPolicy(OpenAIEngine(settings), sampling)
+
+
+def _value(word: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"wanted a value after the sign in the endpoint's option {word!r}, found {text!r}") from error
 
 
 class OpenAIPolicy:
