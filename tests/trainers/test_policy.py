@@ -230,9 +230,15 @@ def test_held_out_tasks_have_no_train_context(tiny: Tiny) -> None:
 def test_a_demonstration_longer_than_the_context_is_refused(tiny: Tiny) -> None:
     async def make() -> None:
         shown = await demonstrate(lambda: CalculatorEnv(TASKS), TRAIN[:1], Limits(), hinted_share=0.0, seed=0)
-        await tokenise(shown, tiny[1], 12)
+        (one,) = await tokenise(shown, tiny[1], 256)
+        assert one.tokens is not None
+        exact = len(one.tokens)
+        (again,) = await tokenise(shown, tiny[1], exact)
+        assert again.tokens == one.tokens
+        for short in (12, exact - 1):  # of the latter the last message alone would be cut
+            with pytest.raises(
+                RecipeError, match=rf"longer than the context of {short} tokens; raise trainer\.model\.context_length"
+            ):
+                await tokenise(shown, tiny[1], short)
 
-    with pytest.raises(
-        RecipeError, match=r"longer than the context of 12 tokens; raise trainer\.model\.context_length"
-    ):
-        asyncio.run(make())
+    asyncio.run(make())

@@ -85,16 +85,22 @@ async def tokenise(
         messages = one.prompt
         for turn in one.turns:
             try:
-                await session.act(messages)
+                action = await session.act(messages)
             except BudgetExceeded as spent:
-                raise RecipeError(
-                    f"the demonstration of {one.task_id!r} is longer than the context of {context_length} tokens; "
-                    "raise trainer.model.context_length"
-                ) from spent
+                raise _too_long(one, context_length) from spent
+            if action.stop_reason == "length":  # cut, it would teach to stop in the middle
+                raise _too_long(one, context_length)
             messages = turn.observation
         session.close()
         result.append(replace(one, tokens=session.tokens))
     return result
+
+
+def _too_long(one: Trajectory, context_length: int) -> RecipeError:
+    return RecipeError(
+        f"the demonstration of {one.task_id!r} is longer than the context of {context_length} tokens; "
+        "raise trainer.model.context_length"
+    )
 
 
 def train_context(trajectory: Trajectory) -> TokenBuffer:
