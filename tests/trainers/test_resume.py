@@ -26,6 +26,7 @@ from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, model_fol
 from agentgym_trainers.gae import gae
 from agentgym_trainers.models import export, load_model, new_model
 from agentgym_trainers.native import NativeTrainer
+from agentgym_trainers.optimizer import CollapseError
 from agentgym_trainers.settings import ModelSettings
 
 SMALL: dict[str, Any] = {
@@ -105,6 +106,25 @@ def test_another_recipe_does_not_continue_a_run(lab: Any, uninterrupted: RunDire
     other = small_recipe(lab, attempts=3)
     with pytest.raises(CheckpointError, match=r"trainer\.policy\.attempts was 4 and is 3; resume with the same recipe"):
         NativeTrainer().train(other.prepare(), uninterrupted, resume=True)
+
+
+def test_a_refused_continuation_forgets_nothing(lab: Any, tmp_path: Path) -> None:
+    def chosen(attempts: int) -> Recipe:
+        policy = {"steps": 3, "tasks_per_step": 2, "attempts": attempts}
+        stop = {"stop": [{"metric": "rollout/turns", "above": 0.0, "steps": 2}]}
+        found: Recipe = lab.recipe(
+            trainer={"model": SMALL, "policy": policy, "watch": stop}, tasks={"train": 20, "test": 2}
+        )
+        return found
+
+    run = RunDirectory.create(tmp_path, chosen(2), name="run")
+    with pytest.raises(CollapseError, match="stopped after step 2"):
+        NativeTrainer().train(chosen(2).prepare(), run, resume=False)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="was written under another recipe"):
+        NativeTrainer().train(chosen(3).prepare(), run, resume=True)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert (run.path / "stopped.json") in before
 
 
 def test_a_checkpoint_of_another_model_does_not_continue_a_run(lab: Any, uninterrupted: RunDirectory) -> None:

@@ -88,15 +88,15 @@ class Trainer:
         self.world.refuse_overlap(self.settings.schedule.max_staleness)
         if checkpoint and not resume:
             raise CheckpointError(f"{self.run.path} has checkpoints already; resume it, or train into a new folder")
+        state = checkpoint.load(self._plain_recipe) if checkpoint else None  # first: a refusal must forget nothing
         first_step = checkpoint.step + 1 if checkpoint else 0
         self.run.rewind(first_step)
         (self.run.path / STOPPED).unlink(missing_ok=True)
         self.tracker = Trackers.open(self.run, self.recipe.trackers if self.world.main else (), first_step)
         with closing(self.tracker), asyncio.Runner() as runner:
-            runner.run(self._train(checkpoint))
+            runner.run(self._train(checkpoint, state))
 
-    async def _train(self, checkpoint: Checkpoint | None) -> None:
-        state = checkpoint.load(self._plain_recipe) if checkpoint else None
+    async def _train(self, checkpoint: Checkpoint | None, state: Mapping[str, Any] | None) -> None:
         async with AsyncExitStack() as opened:
             self.parts = await build(self.prepared, self.settings, checkpoint, state, self._progress, self.world)
             opened.callback(vars(self).pop, "parts")
