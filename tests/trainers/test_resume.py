@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +270,37 @@ def test_what_draws_from_shared_generators_draws_the_same_after_a_kill(lab: Any,
         shutil.rmtree(late.path)
     NativeTrainer().train(chosen.prepare(), run, resume=True)
     assert DRAWN[-2:] == whole[1:]
+
+
+LOADED: list[weakref.ref[Tensor]] = []
+HELD: list[bool] = []
+
+
+def holding(credit: Credit, value_BL: Tensor) -> Tensor:
+    """An estimator that looks whether what a checkpoint held is still in memory."""
+    gc.collect()
+    HELD.extend(one() is not None for one in LOADED)
+    return gae(credit, value_BL)
+
+
+def test_a_resumed_run_does_not_keep_the_state_that_it_was_loaded_from(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: Any, **named: Any) -> Any:
+        state = read(*given, **named)
+        LOADED.append(weakref.ref(state["learner"]["model"]["lm_head.weight"]))
+        return state
+
+    read = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    registry.add("advantages", "tests-holding", holding)
+    policy = {"steps": 3, "tasks_per_step": 2, "attempts": 2, "advantage": "tests-holding"}
+    chosen = lab.recipe(
+        trainer={"model": SMALL, "policy": policy, "critic": {"trunk": "policy"}, "checkpoint": {"every": 1}},
+        tasks={"train": 10, "test": 2},
+    )
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+    NativeTrainer().train(chosen.prepare(), run, resume=False)
+    shutil.rmtree(Checkpoints(run.checkpoints, keep=2).all()[-1].path)
+    NativeTrainer().train(chosen.prepare(), run, resume=True)
+    assert HELD == [False]

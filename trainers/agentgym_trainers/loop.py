@@ -94,7 +94,9 @@ class Trainer:
         (self.run.path / STOPPED).unlink(missing_ok=True)
         self.tracker = Trackers.open(self.run, self.recipe.trackers if self.world.main else (), first_step)
         with closing(self.tracker), asyncio.Runner() as runner:
-            runner.run(self._train(checkpoint, state))
+            training = self._train(checkpoint, state)
+            del state  # as large as the model and its moments
+            runner.run(training)
 
     async def _train(self, checkpoint: Checkpoint | None, state: Mapping[str, Any] | None) -> None:
         async with AsyncExitStack() as opened:
@@ -108,6 +110,7 @@ class Trainer:
             if checkpoint is not None and state is not None:
                 self._restore(checkpoint, state)
                 await self.parts.engine.update_weights(version=state["weight_version"])
+            del state
             gc.collect()
             gc.freeze()  # a full collection walks all of torch: a tenth of a second, several times per rollout
             opened.callback(gc.unfreeze)
