@@ -173,6 +173,30 @@ def test_a_model_plays_whole_groups_alike_every_time(tiny: Tiny) -> None:
     assert first == asyncio.run(play())
 
 
+class Interrupted(HFEngine):
+    """Aborts each request while it waits for those of other sessions, as a server does that is restarted."""
+
+    async def generate(self, *given: Any) -> Generation:
+        asked = asyncio.create_task(super().generate(*given))
+        await asyncio.sleep(0)
+        await self.abort(given[2])
+        return await asked
+
+
+def test_a_turn_that_the_engine_aborted_is_nobodys_zero(tiny: Tiny) -> None:
+    async def play() -> list[Any]:
+        engine = Interrupted(tiny[0], batching="lockstep")
+        limits = Limits(max_tokens_per_turn=60, max_tokens=60, concurrency=2, waves=True, retries=1, retry_wait_s=0)
+        rollouts = Rollouts(lambda: CalculatorEnv(TASKS, max_turns=3), policy(engine, tiny[1]), limits)
+        (group,) = await rollouts.run([RolloutRequest(TRAIN[0], 2, seed=0)])
+        await engine.close()
+        return group.trajectories
+
+    attempts = asyncio.run(play())
+    assert [(one.end, one.scored) for one in attempts] == [("infrastructure", False)] * 2
+    assert all("the engine aborted turn 1" in one.error for one in attempts)
+
+
 def test_the_oracle_scores_everything_as_tokens(tiny: Tiny) -> None:
     env = CalculatorEnv(TASKS)
     oracle = DemonstrationPolicy(tiny[1], lambda one: env.oracle(TASKS[one.task_id]), 256)

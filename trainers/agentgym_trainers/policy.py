@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentgym.errors import InfrastructureError
 from agentgym.policy import Action, BudgetExceeded, Engine, Episode, Sampling
 from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
@@ -51,6 +52,7 @@ class TokenSession:
 
         Raises:
             BudgetExceeded: there is no room for another turn; the messages were then not appended.
+            InfrastructureError: the engine aborted the turn, so that nobody knows what would have been said.
         """
         policy, rewritten = self._policy, self._rewritten(new_messages)
         pieces = rewritten or self._render(new_messages, generate=True)
@@ -64,6 +66,8 @@ class TokenSession:
         made = await policy.engine.generate(self._buffer.context, sampling, self._episode.session, policy.chat.stop_ids)
         self._buffer.append_sampled(made.ids, made.logprobs, self._turn)
         self._turn += 1
+        if made.stop_reason == "abort":
+            raise InfrastructureError(f"the engine aborted turn {self._turn} after {len(made.ids)} tokens")
         self._stop_id = made.ids[-1] if made.ids and made.ids[-1] in policy.chat.stop_ids else None
         if self._conversation is not None:
             self._conversation.said(made.ids)
