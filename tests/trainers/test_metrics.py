@@ -115,6 +115,23 @@ def test_a_continuation_may_have_other_rules() -> None:
     assert not without.suspicious
 
 
+def test_a_step_without_a_verdict_is_no_step_of_reward_zero() -> None:
+    rule = {"metric": "rollout/outcome", "below": 0.5, "steps": 2}
+    watch = Watch(WatchSettings.model_validate({"window": 4, "stop": [rule]}))
+    lost = Group("task", [Trajectory("task", "train", (), [], end="infrastructure")])
+    nothing = rollout_metrics([lost], [Rewards([0.0], [[]], [False])])
+    assert all(math.isnan(nothing[f"rollout/{name}"]) for name in ("reward", "outcome", "step_reward", "pass_rate"))
+    for measured in (0.9, 0.8, 0.9, 0.4):
+        watch.trends({"rollout/outcome": measured, "rollout/step_reward": 0.0})
+        assert watch.reason_to_stop({"rollout/outcome": measured}) is None
+        assert watch.trends(nothing) == {}
+        assert watch.reason_to_stop(nothing) is None
+        assert watch.suspicious == (measured == 0.4)
+    assert (
+        watch.reason_to_stop({"rollout/outcome": 0.4}) == "rollout/outcome was below 0.5 2 times in a row, at last 0.4"
+    )
+
+
 def test_a_rule_about_an_end_is_kept_again_by_the_first_step_without_such_an_end() -> None:
     watch = Watch(WatchSettings.model_validate({"stop": [{"metric": "end/error", "above": 0.0, "steps": 2}]}))
     ends: list[tuple[EndReason, bool]] = [("error", True), ("turns", False), ("error", True), ("turns", False)]

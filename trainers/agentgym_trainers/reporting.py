@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,4 +121,5 @@ def _kept_returns(rewards: Rewards) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    """Return the mean; NaN of nothing, because what was not measured is no 0."""
+    return sum(values) / len(values) if values else math.nan

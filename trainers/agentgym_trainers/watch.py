@@ -52,7 +52,12 @@ class Watch:
         return any(self._broken)
 
     def trends(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Take a step's metrics, and return how outcomes and step rewards go, once there are enough of them."""
+        """Take a step's metrics, and return how outcomes and step rewards go, once there are enough of them.
+
+        A step without a verdict says nothing of either.
+        """
+        if any(math.isnan(metrics[name]) for name in self._series):
+            return {}
         for name, values in self._series.items():
             values.append(metrics[name])
         if any(len(values) < (values.maxlen or 0) for values in self._series.values()):
@@ -68,10 +73,13 @@ class Watch:
         }
 
     def reason_to_stop(self, metrics: Mapping[str, float]) -> str | None:
-        """Hold metrics against the rules; return which was broken often enough, if any was."""
+        """Hold metrics against the rules; return which was broken often enough, if any was.
+
+        What was not measured, or is NaN, neither breaks a rule nor keeps it.
+        """
         for place, rule in enumerate(self._rules):
-            value = metrics.get(rule.metric)
-            if value is None:
+            value = metrics.get(rule.metric, math.nan)
+            if math.isnan(value):
                 continue
             self._broken[place] = self._broken[place] + 1 if _beyond(value, rule) else 0
             if self._broken[place] >= rule.steps:
@@ -104,6 +112,4 @@ class Watch:
 
 
 def _beyond(value: float, rule: StopRule) -> bool:
-    if math.isnan(value):
-        return False
     return value < rule.below if rule.below is not None else rule.above is not None and value > rule.above
