@@ -88,7 +88,8 @@ class OptimSettings(Record):
 
     lr: Annotated[float, Field(gt=0)] = 2e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to 0 at the phase's last step."""
+    """After the warm-up: stay, or fall towards 0 over as many optimizer steps as the phase has at most; a step that
+    teaches nothing takes none."""
     warmup_steps: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
