@@ -11,7 +11,7 @@ from agentgym_trainers.checkpoint import Checkpoint, find, model_folder
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.models import load_model
 from agentgym_trainers.policy import TokenPolicy
-from agentgym_trainers.settings import ChatSettings, TrainerSettings
+from agentgym_trainers.settings import ChatSettings, ModelSettings, TrainerSettings
 
 
 def checkpoint_policy(
@@ -38,21 +38,18 @@ def checkpoint_policy(
     """
     model, tokenizer = load_model(model_folder(path), device)
     limit = int(model.config.max_position_embeddings)
-    trained = _settings(find(Path(path)))
-    said = ChatSettings() if trained is None else trained.chat
-    context = min(context_length or (limit if trained is None else trained.model.context_length), limit)
+    said, longest = _trained_with(find(Path(path)))
+    context = min(context_length or longest or limit, limit)
     chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls)
     return TokenPolicy(HFEngine(model, max_batch=max_batch), chat, sampling or Sampling(max_tokens=context), context)
 
 
-def _settings(checkpoint: Checkpoint | None) -> TrainerSettings | None:
-    """Return the settings under which a checkpoint was trained, if they are of the kind that has a chat format."""
-    section = None if checkpoint is None else checkpoint.recipe.get("trainer")
-    if section is None:
-        return None
-    options = {**section}
-    name = options.pop("name", "native")
+def _trained_with(checkpoint: Checkpoint | None) -> tuple[ChatSettings, int | None]:
+    """Return the chat format and the context of a checkpoint's recipe, where its trainer's settings have them."""
+    section = {} if checkpoint is None else checkpoint.recipe.get("trainer") or {}
+    name = section.get("name", "native")
     kind = getattr(registry.lookup("trainers", name), "Settings", None) if name in registry.names("trainers") else None
-    if not (isinstance(kind, type) and issubclass(kind, TrainerSettings)):
-        return None
-    return kind.model_validate(options)
+    if not (section and isinstance(kind, type) and issubclass(kind, TrainerSettings)):
+        return ChatSettings(), None
+    model = ModelSettings.model_validate(section.get("model") or {})
+    return ChatSettings.model_validate(section.get("chat") or {}), model.context_length
