@@ -266,13 +266,12 @@ time.sleep(60)
 
 @needs_daemon
 def test_closing_the_sandbox_in_mid_transfer_ends_the_connection_to_the_server(docker: DockerBackend) -> None:
-    began, ended = threading.Event(), threading.Event()
+    ended = threading.Event()
 
     def pour(connection: socket.socket) -> None:
         try:
             while True:
                 connection.sendall(bytes(1 << 16))
-                began.set()
         except OSError:
             ended.set()
             raise
@@ -292,7 +291,10 @@ def test_closing_the_sandbox_in_mid_transfer_ends_the_connection_to_the_server(d
 
         thread = threading.Thread(target=run)
         thread.start()
-        assert began.wait(20)
+        deadline = time.monotonic() + 20
+        while not any(one.bytes for one in box.contacts()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         start = time.monotonic()
         box.close()
         assert ended.wait(5)
