@@ -165,9 +165,9 @@ class Node:
         self._tidying: asyncio.Task[None] | None = None
         self._seen = time.monotonic()
         # A driver may die before its first question arrives: an actor that nobody ever asks must end as well.
-        unasked = threading.Timer(idle_s, lambda: ray.get_runtime_context().current_actor.state.remote())
-        unasked.daemon = True
-        unasked.start()
+        self._unasked = threading.Timer(idle_s, lambda: ray.get_runtime_context().current_actor.state.remote())
+        self._unasked.daemon = True
+        self._unasked.start()
 
     async def state(self) -> Report:
         """Tell how full the node is."""
@@ -267,6 +267,7 @@ class Node:
             return self._counters[kind]
 
     def _begin_tidying(self) -> None:
+        self._unasked.cancel()
         if self._tidying is None:
             # Ray keeps interrupts from its nodes' processes, but what runs in a sandbox may want to hear them.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

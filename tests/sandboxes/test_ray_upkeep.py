@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -105,7 +106,9 @@ def test_a_node_forgets_the_keys_of_leases_that_expired(ray_nodes: Nodes) -> Non
             gc.collect()
         return left
 
+    before = {*threading.enumerate()}
     assert asyncio.run(kept()) == 0
+    assert eventually(lambda: not any(isinstance(one, threading.Timer) for one in {*threading.enumerate()} - before))
 
 
 def test_an_actor_that_nobody_uses_ends(connect: Connect, ray_nodes: Nodes) -> None:
