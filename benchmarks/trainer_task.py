@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from agentgym.env import tool
 from agentgym.task import Task
 from agentgym.types import Message, ToolCall
-from agentgym_envs.calculator import CalculatorEnv
+from agentgym_envs.calculator import CalculatorEnv, calculator_tasks
 
 ENVIRONMENT = "agentgym/BenchmarkCalculator-v0"
-CONTEXT = 256
-TURN_TOKENS, EPISODE_TOKENS, TURNS = 48, 160, 6
+OPERATORS = 8
+"""As many calls an expression takes."""
+TURN_TOKENS = 48
 HEAVY_SCALE_S, HEAVY_SHAPE, HEAVY_MOST_S = 0.02, 1.1, 3.0
 TEMPLATE = (
     "{%- for message in messages -%}"
@@ -35,6 +39,28 @@ TEMPLATE = (
 """The Qwen family's marks, without the schemas of tools: the warm start shows how they are called."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Expressions of so many operators, and the room that both trainers give their episodes."""
+
+    operators: int = OPERATORS
+
+    @property
+    def turns(self) -> int:
+        """Calls, an answer, and three turns to spare."""
+        return self.operators + 4
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that an episode may sample."""
+        return 64 + 48 * self.operators
+
+    @property
+    def context(self) -> int:
+        """Tokens of a whole episode."""
+        return 128 + 64 * self.operators
+
+
 def wait(latency: str) -> None:
     """Sleep as long as a tool is to take: some seconds, or `heavy` for a draw from a Pareto distribution."""
     if latency == "heavy":
@@ -44,11 +70,24 @@ def wait(latency: str) -> None:
 
 
 class BenchmarkCalculator(CalculatorEnv):
-    """The calculator with slow tools; a message without a call is the answer."""
+    """A slow calculator that tells the next operation with each result; a message without a call is the answer."""
 
-    def __init__(self, *, latency: str = "0", **options: Any) -> None:
-        super().__init__(max_turns=TURNS, **options)
+    def __init__(self, *, latency: str = "0", operators: int = OPERATORS, **options: Any) -> None:
+        tasks = calculator_tasks(difficulty=operators - 1)
+        super().__init__(tasks, max_turns=Chain(operators).turns, **options)
         self._latency = latency
+        self._later: list[str] = []
+
+    def prompt(self) -> Sequence[Message]:
+        """Show the first operation, and keep those that follow."""
+        first, *self._later = operations(self.task.prompt)
+        return [Message(role="user", content=first)]
+
+    @tool
+    def calc(self, expression: str) -> str:
+        """Add or subtract two numbers, as in 38+47; the answer may be the next operation, as in 85-12."""
+        value = super().calc(expression)
+        return value + (self._later.pop(0) if self._later else "")
 
     def step(self, action: Message | str) -> Any:
         """Take a message, and a plain one as the answer."""
@@ -56,7 +95,7 @@ class BenchmarkCalculator(CalculatorEnv):
         if not message.tool_calls and "<tool_call>" not in message.content:
             call = ToolCall(name="answer", arguments={"value": message.content.strip()})
             message = message.model_copy(update={"tool_calls": (call,)})
-        elif message.tool_calls or "<tool_call>" in message.content:
+        else:
             wait(self._latency)
         return super().step(message)
 
@@ -67,7 +106,13 @@ class BenchmarkCalculator(CalculatorEnv):
         return [*(f"<tool_call>\n{json.dumps(one)}\n</tool_call>" for one in calls), lines[-1][2]]
 
 
-def write_tokenizer(folder: Path) -> Any:
+def operations(expression: str) -> list[str]:
+    """Cut 38+47-12 into 38+47 and -12."""
+    found: list[str] = re.findall(r"^\d+[+-]\d+|[+-]\d+", expression)
+    return found
+
+
+def write_tokenizer(folder: Path, context: int = Chain().context) -> Any:
     """Make a tokenizer of about 300 tokens, and write it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -89,7 +134,7 @@ def write_tokenizer(folder: Path) -> Any:
         pad_token="<|pad|>",
         additional_special_tokens=specials[1:2],
         chat_template=TEMPLATE,
-        model_max_length=CONTEXT,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
     made.save_pretrained(folder)

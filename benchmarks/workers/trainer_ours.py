@@ -20,20 +20,21 @@ from agentgym.run import RunDirectory
 from agentgym_trainers import loop
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.update import Update
-from benchmarks.trainer_task import CONTEXT, ENVIRONMENT, EPISODE_TOKENS, TURN_TOKENS, write_tokenizer
+from benchmarks.trainer_task import ENVIRONMENT, TURN_TOKENS, Chain, write_tokenizer
 
 
 class Enough(Exception):  # noqa: N818 -- not an error
     """The time is over."""
 
 
-def recipe(latency: str, trainer: Mapping[str, Any]) -> Recipe:
+def recipe(chain: Chain, latency: str, trainer: Mapping[str, Any]) -> Recipe:
     """Return the recipe of the task."""
+    options = {"latency": latency, "operators": chain.operators}
     return Recipe.parse(
         {
             "name": "benchmark",
-            "environment": {"id": ENVIRONMENT, "options": {"latency": latency}},
-            "limits": {"concurrency": 512, "max_tokens_per_turn": TURN_TOKENS, "max_tokens": EPISODE_TOKENS},
+            "environment": {"id": ENVIRONMENT, "options": options},
+            "limits": {"concurrency": 512, "max_tokens_per_turn": TURN_TOKENS, "max_tokens": chain.sampled_tokens},
             "tasks": {"test": 1},
             "trainer": {"name": "native", "checkpoint": {"every": 10**6, "sft_every": 10**6}, **trainer},
         }
@@ -76,10 +77,12 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
             return found
 
     policy = {"steps": 10**6, "tasks_per_step": asked["tasks"], "attempts": asked["attempts"], "optim": {"lr": 2e-4}}
+    chain = Chain(asked["operators"])
     chosen = recipe(
+        chain,
         asked["latency"],
         {
-            "model": {"path": asked["model"], "context_length": CONTEXT},
+            "model": {"path": asked["model"], "context_length": chain.context},
             "sft": {"steps": 0},
             "policy": policy,
             "schedule": {"max_staleness": asked["max_staleness"]},
@@ -98,13 +101,14 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def warm(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Make a model of a shape, imitate demonstrations of which half are bad, and write it."""
+    chain = Chain(asked["operators"])
     with tempfile.TemporaryDirectory() as folder:
         begin, run_folder = Path(folder) / "begin", Path(folder) / "runs"
-        tokenizer = write_tokenizer(begin)
+        tokenizer = write_tokenizer(begin, chain.context)
         torch.manual_seed(0)
         config = Qwen2Config(
             vocab_size=len(tokenizer),
-            max_position_embeddings=CONTEXT,
+            max_position_embeddings=chain.context,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -115,9 +119,10 @@ def warm(asked: Mapping[str, Any]) -> dict[str, Any]:
         model.save_pretrained(begin)
         sft = {"steps": asked["steps"], "batch_size": 64, "demonstrations": 1000, "optim": {"lr": asked["lr"]}}
         chosen = recipe(
+            chain,
             "0",
             {
-                "model": {"path": str(begin), "context_length": CONTEXT},
+                "model": {"path": str(begin), "context_length": chain.context},
                 "sft": sft,
                 "policy": {"steps": 1, "tasks_per_step": 16, "attempts": 8, "optim": {"lr": 1e-12}},
                 "compute": {"threads": asked["threads"]},

@@ -37,7 +37,8 @@ class Calculator:
     latency = "0"
 
     def reset(self, **row: Any) -> None:
-        """Forget everything; there is nothing."""
+        """Begin with what follows the first operation."""
+        self._later = list(row["later"])
 
     def calc(self, expression: str) -> str:
         """Add or subtract two numbers.
@@ -46,14 +47,15 @@ class Calculator:
             expression: such as 38+47.
 
         Returns:
-            The result.
+            The result, and the next operation if there is one.
         """
         wait(self.latency)
         found = re.fullmatch(r"(\d{1,6})([+-])(\d{1,6})", expression.strip())
         if not found:
             return "error: wanted a+b or a-b"
         left, sign, right = found.groups()
-        return str(int(left) + int(right) if sign == "+" else int(left) - int(right))
+        value = str(int(left) + int(right) if sign == "+" else int(left) - int(right))
+        return value + (self._later.pop(0) if self._later else "")
 
 
 class Measured(GRPOTrainer):  # type: ignore[misc]
@@ -104,17 +106,19 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-def expressions(seed: int) -> Iterator[dict[str, Any]]:
-    """Generate rows of three-operand expressions with their values."""
+def expressions(operators: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Generate rows of expressions with their values, as `agentgym_envs.calculator.generate` does."""
     draw = random.Random(seed)
     while True:
-        a, b, c = (draw.randint(10, 99) for _ in range(3))
-        first = "-" if b <= a and draw.random() < 0.5 else "+"
-        part = a - b if first == "-" else a + b
-        second = "-" if c <= part and draw.random() < 0.5 else "+"
-        text = f"{a}{first}{b}{second}{c}"
-        value = part - c if second == "-" else part + c
-        yield {"prompt": [{"role": "user", "content": text}], "answer": str(value)}
+        total = draw.randint(10, 99)
+        begin, terms = str(total), []
+        for _ in range(operators):
+            operand = draw.randint(10, 99)
+            sign = "-" if operand <= total and draw.random() < 0.5 else "+"
+            total += operand if sign == "+" else -operand
+            terms.append(f"{sign}{operand}")
+        prompt = [{"role": "user", "content": begin + terms[0]}]
+        yield {"prompt": prompt, "later": terms[1:], "answer": str(total)}
 
 
 def exact(completions: list[list[dict[str, Any]]], answer: list[str], **_: Any) -> list[float]:
@@ -139,16 +143,17 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(asked["threads"] or torch.get_num_threads())
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
     tokenizer.response_template = qwen3_template
-    rows = list(itertools.islice(expressions(seed=0), 4000))
+    rows = list(itertools.islice(expressions(asked["operators"], seed=0), 4000))
     clock, batch = Clock(asked["seconds"], asked["fewest"]), asked["tasks"] * asked["attempts"]
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=1,
             max_steps=10**6, per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2,
-            num_generations=asked["attempts"], max_completion_length=160, max_tool_calling_iterations=5,
-            learning_rate=2e-4, lr_scheduler_type="constant", adam_beta2=0.95, beta=0.0, epsilon=0.2,
-            epsilon_high=0.28, temperature=1.0, gradient_checkpointing=False, disable_tqdm=True,
-            **({"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 256} if asked["vllm"]
+            num_generations=asked["attempts"], max_completion_length=asked["completion"],
+            max_tool_calling_iterations=asked["turns"] - 1, learning_rate=2e-4, lr_scheduler_type="constant",
+            adam_beta2=0.95, beta=0.0, epsilon=0.2, epsilon_high=0.28, temperature=1.0, gradient_checkpointing=False,
+            disable_tqdm=True,
+            **({"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": asked["context"]} if asked["vllm"]
                else {"generation_kwargs": {"max_length": None}}),
         )  # fmt: skip
         trainer = Measured(

@@ -40,6 +40,7 @@ MODES: dict[str, tuple[bool, dict[str, Any]]] = {
     "copied": (True, {"batching": "eager", "weights": "copied"}),
     "lockstep": (False, {"batching": "lockstep", "patience_s": 1}),
     "no-prefixes": (False, {"batching": "eager", "prefix_cache_mb": 0, "max_batch": 2}),
+    "no-drafts": (False, {"batching": "eager", "draft_tokens": 0}),
 }
 
 

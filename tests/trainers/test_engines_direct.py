@@ -24,7 +24,7 @@ from transformers import (
 
 from agentgym_trainers.engines.direct import agrees, decode, is_plain
 from agentgym_trainers.engines.hf import HFEngine
-from agentgym_trainers.engines.slots import SlotCache
+from agentgym_trainers.engines.slots import SlotCache, TokenPlan
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 90, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -55,18 +55,23 @@ def test_it_scores_as_the_model_does_whatever_the_rows_hold(family: str) -> None
     cache = SlotCache(model)
     assert is_plain(model)
     assert agrees(model)
-    rows = [torch.randint(0, SHAPE["vocab_size"], (length + 3,)) for length in lengths]
+    rows = [torch.randint(0, SHAPE["vocab_size"], (length + 6,)) for length in lengths]
     with torch.inference_mode():
         for row, (ids, length) in enumerate(zip(rows, lengths, strict=True)):
             position_1N = torch.arange(length)[None]
             model(input_ids=ids[None, :length], use_cache=True, **cache.plan(row, position_1N, model.dtype))
-        for step in range(3):
-            places = [length + step for length in lengths]
-            ids_B1 = torch.stack([ids[place] for ids, place in zip(rows, places, strict=True)])[:, None]
-            found_BV = decode(model, cache, ids_B1, torch.tensor(places)[:, None])
-            for row, (ids, place) in enumerate(zip(rows, places, strict=True)):
-                expected_V = model(input_ids=ids[None, : place + 1], use_cache=False).logits[0, -1]
-                assert torch.allclose(found_BV[row], expected_V, atol=1e-4)
+        for counts in ([1, 1, 1, 1], [2, 1, 4, 3], [1, 1, 1, 1]):
+            plan = TokenPlan(0, counts, lengths)
+            parts = [ids[had : had + count] for ids, had, count in zip(rows, lengths, counts, strict=True)]
+            lasts_BV = decode(model, cache, torch.cat(parts), plan, plan.last_B)
+            found_TV = decode(model, cache, torch.cat(parts), plan)
+            assert torch.equal(lasts_BV, found_TV[plan.last_B])
+            every = [
+                model(input_ids=ids[None, : had + count], use_cache=False).logits[0, had:]
+                for ids, had, count in zip(rows, lengths, counts, strict=True)
+            ]
+            assert torch.allclose(found_TV, torch.cat(every), atol=1e-4)
+            lengths = [had + count for had, count in zip(lengths, counts, strict=True)]
 
 
 def test_weights_may_change_in_place() -> None:
@@ -80,7 +85,7 @@ def test_weights_may_change_in_place() -> None:
                 weight.mul_(factor)
             model(input_ids=torch.tensor([[3]]), use_cache=True, **cache.plan(0, torch.tensor([[0]]), model.dtype))
             expected_V = model(input_ids=torch.tensor([[3, 4]]), use_cache=False).logits[0, -1]
-            found_BV = decode(model, cache, torch.tensor([[4]]), torch.tensor([[1]]))
+            found_BV = decode(model, cache, torch.tensor([4]), TokenPlan(0, [1], [1]))
             assert torch.allclose(found_BV[0], expected_V, atol=1e-4)
 
 

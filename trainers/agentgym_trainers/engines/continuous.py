@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -12,27 +12,43 @@ from torch import Tensor
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation
-from agentgym_trainers.engines.direct import Decode, agrees, decode, is_plain
+from agentgym_trainers.engines.direct import agrees, decode, is_plain
+from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Drawing, Request, Row
-from agentgym_trainers.engines.slots import KeysValues, SlotCache
+from agentgym_trainers.engines.slots import KeysValues, SlotCache, TokenPlan
 
 Result = tuple[Request, Generation | Exception]
 _PADDING = 64
 """Tokens of padding that cost less than another batch does."""
 _AHEAD = 32
 """Tokens for which room is made before they are sampled: a short turn then copies nothing to make room."""
+_LOGITS = 1 << 24
+"""Scores that may exist at once for the sake of guesses: a large batch over a large vocabulary guesses none."""
+_SCORES = 1 << 22
+"""Attention scores of a head of keys that may exist at once, where no kernel splits them up."""
 
 
 class ContinuousBatch:
     """The running batch of one model. Row i of `rows` is row i of the cache."""
 
     def __init__(
-        self, model: Any, prefixes: PrefixStore, prefill_tokens: int = 8192, *, autocast: bool = False
+        self,
+        model: Any,
+        prefixes: PrefixStore,
+        prefill_tokens: int = 8192,
+        *,
+        draft_tokens: int = 0,
+        autocast: bool = False,
     ) -> None:
-        """Take a model, what sessions remember, and how many prompt tokens to compute at once, padding included.
+        """Take a model and what sessions remember.
 
-        With `autocast`, the caller has it on, and the model alone knows what that means.
+        Args:
+            model: of whose layers all keep keys and values.
+            prefixes: what sessions remember.
+            prefill_tokens: prompt tokens to compute at once, padding included.
+            draft_tokens: tokens to guess for each row, at most.
+            autocast: the caller has it on, and the model alone knows what that means.
         """
         self.rows: list[Row] = []
         self._model = model
@@ -40,7 +56,8 @@ class ContinuousBatch:
         self._prefill_tokens = prefill_tokens
         self._cache = SlotCache(model)
         self._autocast = autocast
-        self._direct = partial(decode, model, self._cache)
+        self._draft_tokens = draft_tokens
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._plain: bool | None = None
         self._drawing: Drawing | None = None
 
@@ -114,15 +131,11 @@ class ContinuousBatch:
         start = len(self.rows)
         leaders = [rows[0] for rows, _ in work]
         known = [found[1] if found else 0 for _, found in work]
-        new = [len(row.context) - had for row, had in zip(leaders, known, strict=True)]
-        ids_BQ = torch.zeros(len(work), max(new), dtype=torch.long)
-        position_BQ = torch.full_like(ids_BQ, -1)
-        for index, (row, had, count) in enumerate(zip(leaders, known, new, strict=True)):
-            ids_BQ[index, -count:] = torch.tensor(row.context[had:])
-            position_BQ[index, -count:] = torch.arange(had, had + count)
-            if found := work[index][1]:
+        for index, (_, found) in enumerate(work):
+            if found:
                 self._cache.load(start + index, *found)
-        logits_BV = self._forward(start, ids_BQ, position_BQ)
+        new = [row.context[had:] for row, had in zip(leaders, known, strict=True)]
+        logits_BV = self._compute(start, new, known, last=True)
         self.rows += leaders
         source_B = list(range(len(leaders)))
         for index, (rows, _) in enumerate(work):
@@ -134,34 +147,62 @@ class ContinuousBatch:
         joined = self.rows[start:]
         for row in joined:
             row.length = len(row.context)
+            row.drafter = Drafter(row.context, self._draft_tokens) if self._draft_tokens else None
         Drawing(joined, logits_BV.device).draw(logits_BV[source_B], version)
 
     def _decode(self, version: int) -> None:
-        ids_B1 = torch.tensor([[row.ids[-1]] for row in self.rows])
-        position_B1 = torch.tensor([[row.length] for row in self.rows])
-        self._cache.fit(len(self.rows), max(row.length for row in self.rows) + 1)
-        logits_BV = self._decoder()(ids_B1, position_B1)
-        for row in self.rows:
-            row.length += 1
-        self._drawing = self._drawing or Drawing(self.rows, logits_BV.device)
-        self._drawing.draw(logits_BV, version)
+        each = max(0, _LOGITS // self._vocabulary // len(self.rows) - 1)
+        drafts = [_draft(row, each) for row in self.rows]
+        first = [row.length for row in self.rows]
+        self._cache.fit(len(self.rows), max(begin + 1 + len(draft) for begin, draft in zip(first, drafts, strict=True)))
+        new = [[row.ids[-1], *draft] for row, draft in zip(self.rows, drafts, strict=True)]
+        logits_TV = self._compute(0, new, first)
+        self._drawing = self._drawing or Drawing(self.rows, logits_TV.device)
+        had = [len(row.ids) for row in self.rows]
+        self._drawing.draw_all(logits_TV, drafts, version)
+        for row, before in zip(self.rows, had, strict=True):
+            row.length += len(row.ids) - before
 
-    def _decoder(self) -> Decode:
-        """Return what decodes; whether that may be done directly is asked again whenever rows have joined."""
+    def _compute(self, start: int, new: Sequence[Sequence[int]], first: Sequence[int], *, last: bool = False) -> Tensor:
+        """Return the scores [T, V] after every new token of rows from `start` on, or [B, V] after each row's last."""
+        counts = [len(one) for one in new]
+        if self._is_plain() and self._is_short(counts, first):
+            plan = TokenPlan(start, counts, first)
+            ids_T = torch.tensor(list(chain.from_iterable(new)))
+            return decode(self._model, self._cache, ids_T, plan, plan.last_B if last else None)
+        longest = max(counts)
+        ids_BQ = torch.zeros(len(new), longest, dtype=torch.long)
+        position_BQ = torch.full_like(ids_BQ, -1)
+        for index, (ids, count, begin) in enumerate(zip(new, counts, first, strict=True)):
+            ids_BQ[index, -count:] = torch.tensor(ids)
+            position_BQ[index, -count:] = torch.arange(begin, begin + count)
+        logits_BQV = self._forward(start, ids_BQ, position_BQ, 1 if last else longest)
+        if last or longest == 1:
+            return logits_BQV[:, -1]
+        return logits_BQV[(position_BQ >= 0).to(logits_BQV.device)]
+
+    def _is_plain(self) -> bool:
+        """Whether the model may be computed directly; that is asked again whenever rows have joined."""
         if self._plain is None:
             self._plain = not self._autocast and is_plain(self._model) and self._agrees
-        return self._direct if self._plain else partial(self._forward, 0)
+        return self._plain
+
+    def _is_short(self, counts: Sequence[int], first: Sequence[int]) -> bool:
+        """Whether all scores may exist at once."""
+        longest = max(counts)
+        width = max(begin + count for begin, count in zip(first, counts, strict=True))
+        return self._cache.is_begun and (longest == 1 or len(counts) * longest * width <= _SCORES)
 
     @cached_property
     def _agrees(self) -> bool:
         return agrees(self._model)
 
-    def _forward(self, start: int, ids_BQ: Tensor, position_BQ: Tensor) -> Tensor:
+    def _forward(self, start: int, ids_BQ: Tensor, position_BQ: Tensor, keep: int) -> Tensor:
         device = self._model.device
         plan = self._cache.plan(start, position_BQ.to(device), self._model.dtype)
-        out = self._model(input_ids=ids_BQ.to(device), use_cache=True, logits_to_keep=1, **plan)
-        logits_BV: Tensor = out.logits[:, -1]
-        return logits_BV
+        out = self._model(input_ids=ids_BQ.to(device), use_cache=True, logits_to_keep=keep, **plan)
+        logits_BQV: Tensor = out.logits
+        return logits_BQV
 
     def _leave(self, version: int) -> list[Result]:
         """Take out the rows that are done, and close up."""
@@ -205,6 +246,11 @@ def _portions(
 def _room(row: Row) -> int:
     """Return how many tokens a row is likely to hold."""
     return len(row.context) + min(_AHEAD, row.request.sampling.max_tokens - len(row.ids))
+
+
+def _draft(row: Row, most: int) -> list[int]:
+    left = row.request.sampling.max_tokens - len(row.ids)
+    return [] if row.drafter is None else row.drafter.guess(min(most, left - 1))
 
 
 def _failures(rows: Sequence[Row], error: Exception) -> list[Result]:

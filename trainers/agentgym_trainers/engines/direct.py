@@ -1,4 +1,4 @@
-"""One token for each row, computed from a model's weights without its modules, whose calls cost small models most.
+"""Some tokens for each row, computed from a model's weights without its modules, whose calls cost small models most.
 
 The arithmetic is that of transformers' Llama and what was built like it: normalise, attend, normalise, gate. It is used
 only for models that are known to be no more than that, and only after it has agreed with the model itself.
@@ -7,7 +7,6 @@ only for models that are known to be no more than that, and only after it has ag
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from agentgym_trainers.engines.slots import PIECES, SlotCache
+from agentgym_trainers.engines.slots import PIECES, SlotCache, TokenPlan
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +22,6 @@ _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCau
 _PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList)
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _TOLERANCE = 1e-5
-
-Decode = Callable[[Tensor, Tensor], Tensor]
-"""Takes the last token of rows [0, B) of a cache and its position, both [B, 1]; returns scores [B, V]."""
 
 
 def is_plain(model: Any) -> bool:
@@ -47,14 +43,15 @@ def is_plain(model: Any) -> bool:
 
 
 def agrees(model: Any) -> bool:
-    """Whether a plain model gives the token after two others, in two rows, the same scores as `decode` does."""
-    ids_B3 = torch.tensor([[0, 1, 0], [1, 0, 1]]) % model.get_input_embeddings().weight.shape[0]
+    """Whether a plain model gives the tokens after two others, in two rows, the same scores as `decode` does."""
+    ids_B4 = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 0]]) % model.get_input_embeddings().weight.shape[0]
     cache, position_B2 = SlotCache(model), torch.arange(2).expand(2, -1)
     with torch.inference_mode():
-        expected_BV = model(input_ids=ids_B3, use_cache=False).logits[:, -1]
-        model(input_ids=ids_B3[:, :2], use_cache=True, **cache.plan(0, position_B2, model.dtype))
-        found_BV = decode(model, cache, ids_B3[:, 2:], torch.full((2, 1), 2))
-    if bool((found_BV - expected_BV).abs().max() <= _TOLERANCE * (1 + expected_BV.abs().max())):
+        every_B4V = model(input_ids=ids_B4, use_cache=False).logits
+        model(input_ids=ids_B4[:, :2], use_cache=True, **cache.plan(0, position_B2, model.dtype))
+        found_TV = decode(model, cache, ids_B4.flatten()[[2, 6, 7]], TokenPlan(0, [1, 2], [2, 2]))
+    expected_TV = every_B4V.flatten(0, 1)[[2, 6, 7]]
+    if bool((found_TV - expected_TV).abs().max() <= _TOLERANCE * (1 + expected_TV.abs().max())):
         return True
     logger.warning("%s does not score as its family does; it decodes for itself, more slowly", type(model).__name__)
     return False
@@ -69,47 +66,60 @@ def _is_as_written(name: str, module: nn.Module, family: str) -> bool:
     return type(module) in _PLAIN or type(module).__module__ == family or name.endswith(".mlp.act_fn")
 
 
-def decode(model: Any, cache: SlotCache, ids_B1: Tensor, position_B1: Tensor) -> Tensor:
-    """Return the scores [B, V] of a plain model after the tokens in rows [0, B) of its cache and one more in each.
+def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_N: Tensor | None = None) -> Tensor:
+    """Return the scores of a plain model after new tokens in rows of its cache.
 
     It reads the model's weights at every call, so they may change in place.
+
+    Args:
+        model: a plain one.
+        cache: of that model, and not empty.
+        ids_T: the new tokens of all rows, end to end.
+        plan: where they lie.
+        wanted_N: which of them; all by default.
+
+    Returns:
+        Scores [N, V], or [T, V].
     """
-    plan, trunk = cache.plan(0, position_B1, model.dtype), model.model
-    masks = plan["attention_mask"]
-    state_BD = embedding(ids_B1[:, 0], trunk.embed_tokens.weight)
-    cos_B1E, sin_B1E = trunk.rotary_emb(state_BD, position_B1)
-    half = cos_B1E.shape[-1] // 2
-    turn_B1E = torch.cat([-sin_B1E[..., :half], sin_B1E[..., half:]], -1)
-    for index, layer in enumerate(trunk.layers):
+    trunk, longest = model.model, plan.longest
+    group = model.config.num_attention_heads // model.config.num_key_value_heads
+    mask_L = cache.plan_tokens(plan, model.dtype, 1 if longest == 1 else group)
+    state_TD = embedding(ids_T, trunk.embed_tokens.weight)
+    cos_T1E, sin_T1E = (one[0, :, None] for one in trunk.rotary_emb(state_TD, plan.column[None]))
+    half = cos_T1E.shape[-1] // 2
+    turn_T1E = torch.cat([-sin_T1E[..., :half], sin_T1E[..., half:]], -1)
+    for layer, slots, mask in zip(trunk.layers, cache.cache.layers, mask_L, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
-        mask = masks[trunk.config.layer_types[index]] if isinstance(masks, dict) else masks
-        normed_BD = _normalised(layer.input_layernorm, state_BD)
-        query_BHE = _heads(attention, "q", normed_BD)
-        key_BHE = _heads(attention, "k", normed_BD)
-        value_BHE = _heads(attention, "v", normed_BD)
-        query_BHE, key_BHE = (
-            torch.addcmul(one * cos_B1E, one.roll(half, -1), turn_B1E) for one in (query_BHE, key_BHE)
+        normed_TD = _normalised(layer.input_layernorm, state_TD)
+        query_THE = _heads(attention, "q", normed_TD)
+        key_THE = _heads(attention, "k", normed_TD)
+        query_THE, key_THE = (
+            torch.addcmul(one * cos_T1E, one.roll(half, -1), turn_T1E) for one in (query_THE, key_THE)
         )
-        keys_BHWE, values_BHWE = cache.cache.layers[index].update(key_BHE[:, :, None], value_BHE[:, :, None])
+        keys_BHWE, values_BHWE = slots.write(key_THE, _heads(attention, "v", normed_TD))
         # The query heads of a group stand in the place of queries: they read the same keys, all of them.
-        heard_BHGE = scaled_dot_product_attention(
-            query_BHE.view(len(state_BD), keys_BHWE.shape[1], -1, attention.head_dim),
+        query_BHQE = query_THE[:, :, None] if longest == 1 else query_THE[plan.token_BQ].transpose(1, 2)
+        heard_BHXE = scaled_dot_product_attention(
+            query_BHQE.reshape(len(keys_BHWE), keys_BHWE.shape[1], -1, attention.head_dim),
             keys_BHWE,
             values_BHWE,
             attn_mask=mask,
             scale=attention.scaling,
         )
-        state_BD = state_BD + _linear(attention.o_proj, heard_BHGE.flatten(1))
-        normed_BD = _normalised(layer.post_attention_layernorm, state_BD)
-        gate_BF = mlp.act_fn(_linear(mlp.gate_proj, normed_BD)) * _linear(mlp.up_proj, normed_BD)
-        state_BD = state_BD + _linear(mlp.down_proj, gate_BF)
-    return _linear(model.lm_head, _normalised(trunk.norm, state_BD))
+        heard_BHQE = heard_BHXE.reshape(query_BHQE.shape)
+        heard_THE = heard_BHQE[:, :, 0] if longest == 1 else heard_BHQE[plan.row, :, plan.place_T]
+        state_TD = state_TD + _linear(attention.o_proj, heard_THE.flatten(1))
+        normed_TD = _normalised(layer.post_attention_layernorm, state_TD)
+        gate_TF = mlp.act_fn(_linear(mlp.gate_proj, normed_TD)) * _linear(mlp.up_proj, normed_TD)
+        state_TD = state_TD + _linear(mlp.down_proj, gate_TF)
+    state_ND = state_TD if wanted_N is None else state_TD[wanted_N]
+    return _linear(model.lm_head, _normalised(trunk.norm, state_ND))
 
 
-def _heads(attention: Any, name: str, state_BD: Tensor) -> Tensor:
-    made_BHE = _linear(getattr(attention, f"{name}_proj"), state_BD).view(len(state_BD), -1, attention.head_dim)
+def _heads(attention: Any, name: str, state_TD: Tensor) -> Tensor:
+    made_THE = _linear(getattr(attention, f"{name}_proj"), state_TD).view(len(state_TD), -1, attention.head_dim)
     norm = getattr(attention, f"{name}_norm", None)
-    return made_BHE if norm is None else _normalised(norm, made_BHE)
+    return made_THE if norm is None else _normalised(norm, made_THE)
 
 
 def _linear(module: Any, state: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class HFEngine:
         patience_s: float = 120.0,
         weights: Literal["shared", "copied"] = "shared",
         prefix_cache_mb: float = 512.0,
+        draft_tokens: int = 6,
         dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         """Take a causal language model, already on its device.
@@ -66,12 +67,16 @@ class HFEngine:
             weights: `shared` samples from the learner's own tensors, so nothing may be pending while they change;
                 `copied` keeps a second copy, which `update_weights` refreshes between two tokens.
             prefix_cache_mb: memory for keys and values of sessions between their turns; 0 keeps none.
+            draft_tokens: how many tokens to guess for each row, at most, from what it has read before; 0 guesses none.
+                Guesses are checked: they save calls of the model and change no token. Fixed batches guess none.
             dtype: of the arithmetic, and of copied weights; by default the model's own. Shared weights stay what they
                 are, and are computed with under autocast, like the learner's.
 
         Raises:
-            ValueError: there is no such dtype.
+            ValueError: there is no such dtype, or fewer draft tokens than none.
         """
+        if draft_tokens < 0:
+            raise ValueError(f"wanted 0 draft_tokens or more, found {draft_tokens}")
         if dtype not in (None, "float32", "bfloat16"):
             raise ValueError(f"wanted dtype float32 or bfloat16 for the engine 'hf', found {dtype!r}")
         self.weight_version = 0
@@ -86,7 +91,9 @@ class HFEngine:
         self._max_batch = max_batch
         self._patience_s = patience_s
         self._batch = (
-            ContinuousBatch(self._model, self.prefixes, autocast=self._autocast) if fits_slots(self._model) else None
+            ContinuousBatch(self._model, self.prefixes, draft_tokens=draft_tokens, autocast=self._autocast)
+            if fits_slots(self._model)
+            else None
         )
         if self._batch is None and not self._lockstep:
             logger.warning("%s keeps more than keys and values: its batches are fixed", type(model).__name__)

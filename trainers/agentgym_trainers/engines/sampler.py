@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import chain, islice, zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agentgym.policy import Generation, Sampling, StopReason
+from agentgym_trainers.engines.drafts import Drafter
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +45,7 @@ class Row:
     """(weight version, tokens)."""
     length: int = 0
     """Tokens whose keys and values are in the cache."""
+    drafter: Drafter | None = None
 
     @classmethod
     def of(cls, request: Request) -> Row:
@@ -59,6 +62,8 @@ class Row:
         """Append one token."""
         self.ids.append(token)
         self.logprobs.append(logprob)
+        if self.drafter is not None:
+            self.drafter.append(token)
         had = self.spans.pop()[1] if self.spans and self.spans[-1][0] == version else 0
         self.spans.append((version, had + 1))
         if token in self.request.stop_ids:
@@ -84,12 +89,39 @@ class Drawing:
 
     def draw(self, logits_BV: Tensor, version: int) -> None:
         """Give every row its next token."""
-        uniform_B = torch.tensor(
-            [row.uniforms[len(row.ids)] for row in self._rows], dtype=torch.float64, device=logits_BV.device
-        )
-        token_B, logp_B = draw(logits_BV, self._temperature_B, self._top_p_B, uniform_B)
-        for row, token, logprob in zip(self._rows, token_B.tolist(), logp_B.tolist(), strict=True):
-            row.take(token, logprob, version)
+        self.draw_all(logits_BV, [[] for _ in self._rows], version)
+
+    def draw_all(self, logits_TV: Tensor, drafts: Sequence[Sequence[int]], version: int) -> None:
+        """Give every row its next token, and another one after each guessed token that was drawn.
+
+        Args:
+            logits_TV: of each row, after its last token and after each guessed one.
+            drafts: the guesses.
+            version: of the weights.
+        """
+        pairs = list(zip(self._rows, drafts, strict=True))
+        uniforms = [row.uniforms[len(row.ids) : len(row.ids) + 1 + len(draft)] for row, draft in pairs]
+        uniform_T = torch.tensor(list(chain.from_iterable(uniforms)), dtype=torch.float64, device=logits_TV.device)
+        temperature_T, top_p_T = self._temperature_B, self._top_p_B
+        if len(uniform_T) > len(uniforms):
+            count_B = torch.tensor([len(one) for one in uniforms], device=logits_TV.device)
+            temperature_T, top_p_T = (one.repeat_interleave(count_B) for one in (temperature_T, top_p_T))
+        token_T, logp_T = draw(logits_TV, temperature_T, top_p_T, uniform_T)
+        drawn = zip(token_T.tolist(), logp_T.tolist(), strict=True)
+        for row, draft in pairs:
+            _take(row, draft, list(islice(drawn, 1 + len(draft))), version)
+
+
+def _take(row: Row, draft: Sequence[int], drawn: Sequence[tuple[int, float]], version: int) -> None:
+    """Give a row what was drawn, up to the first token that nobody had guessed."""
+    right = 0
+    for (token, logprob), guessed in zip_longest(drawn, draft):
+        row.take(token, logprob, version)
+        if token != guessed or row.stop is not None:
+            break
+        right += 1
+    if row.drafter is not None:
+        row.drafter.learn(len(draft), right)
 
 
 def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from inspect import getsource, signature
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ _FULL = ("full_attention", None)
 class SlotLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values [rows, H, columns, D]; row r's token at position p lies in column p."""
 
-    plan: SlotPlan
+    plan: SlotPlan | TokenPlan
     _expected = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -43,16 +44,20 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
             self._resize(rows, columns)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Write the new tokens' states where the plan says; return all columns of the plan's rows."""
+        """Write the new tokens' states [B, H, Q, D] where the plan says; return all columns of the plan's rows."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        return self.write(key_states.transpose(1, 2), value_states.transpose(1, 2))
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write states [*, H, D] where the plan says, whose rows and columns are [*]; return what `update` does."""
         plan = self.plan
         # The last column takes the states of padding; no row's length ever reaches it.
         self.reserve(plan.stop, plan.width + 1)
         found = []
-        for room, states in ((self.keys, key_states), (self.values, value_states)):
+        for room, states in ((self.keys, keys), (self.values, values)):
             rows = room[plan.start : plan.stop]
-            rows[plan.row_B1, :, plan.column_BQ] = states.transpose(1, 2)
+            rows[plan.row, :, plan.column] = states
             found.append(rows[:, :, : plan.width])
         return found[0], found[1]
 
@@ -81,8 +86,34 @@ class SlotPlan:
         self.start, self.stop = start, start + position_BQ.shape[0]
         self.position_BQ = position_BQ.clamp(min=0)
         self.width = int(position_BQ.max()) + 1
-        self.column_BQ = torch.where(position_BQ < 0, torch.full_like(position_BQ, -1), position_BQ)
-        self.row_B1 = torch.arange(position_BQ.shape[0], device=position_BQ.device)[:, None]
+        self.column = torch.where(position_BQ < 0, torch.full_like(position_BQ, -1), position_BQ)
+        self.row = torch.arange(position_BQ.shape[0], device=position_BQ.device)[:, None]
+
+
+class TokenPlan:
+    """What one forward pass writes and reads without padding: of rows [start, start + B) some tokens each, end to end.
+
+    Args:
+        start: the first row.
+        counts: [B] new tokens of each row, one at least.
+        first: [B] the position of each row's first new token.
+    """
+
+    def __init__(self, start: int, counts: Sequence[int], first: Sequence[int]) -> None:
+        self.start, self.stop = start, start + len(counts)
+        self.width = max(count + begin for count, begin in zip(counts, first, strict=True))
+        self.longest, tokens = max(counts), sum(counts)
+        count_B, first_B = torch.tensor(counts), torch.tensor(first)
+        end_B = count_B.cumsum(0)
+        self.last_B = end_B - 1
+        """Each row's last new token."""
+        self.row = torch.arange(len(counts)).repeat_interleave(count_B)
+        self.place_T = torch.arange(tokens) - (end_B - count_B)[self.row]
+        """Which of its row's new tokens each one is."""
+        self.column = first_B[self.row] + self.place_T
+        self.position_BQ = first_B[:, None] + torch.arange(self.longest)
+        """Where a row has fewer new tokens than another, what lies behind them is computed for nothing."""
+        self.token_BQ = ((end_B - count_B)[:, None] + torch.arange(self.longest)).clamp_(max=tokens - 1)
 
 
 class SlotCache:
@@ -96,6 +127,11 @@ class SlotCache:
         self.cache = Cache(layers=self._layers)
         self._additive = config._attn_implementation == "eager"
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether its layers know what they hold."""
+        return all(one.is_initialized for one in self._layers)
+
     def plan(self, start: int, position_BQ: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         """Prepare one forward pass; return the model's arguments for it.
 
@@ -107,18 +143,34 @@ class SlotCache:
         plan = SlotPlan(start, position_BQ)
         for layer in self._layers:
             layer.plan = plan
-        column_W = torch.arange(plan.width, device=position_BQ.device)
+        # One token a row: a mask in the scores' own type is no larger, and no layer has to convert it.
+        additive = self._additive or position_BQ.shape[1] == 1
+        masks = {kind: _shaped(one, dtype) if additive else one for kind, one in self._seen(plan)}
+        mask = next(iter(masks.values())) if len(masks) == 1 else masks
+        return {"attention_mask": mask, "position_ids": plan.position_BQ, self._argument: self.cache}
+
+    def plan_tokens(self, plan: TokenPlan, dtype: torch.dtype, group: int) -> list[Tensor]:
+        """Prepare a forward pass without padding; return each layer's mask [B, 1, group * Q, W], added to scores.
+
+        Args:
+            plan: what is new.
+            dtype: of the scores.
+            group: query heads to a head of keys, which stand in the place of queries; or 1 where each has one token.
+        """
+        for layer in self._layers:
+            layer.plan = plan
+        made = {kind: _shaped(one, dtype).repeat(1, 1, group, 1) for kind, one in self._seen(plan)}
+        return [made[kind] for kind, _ in self._windows or ()]
+
+    def _seen(self, plan: SlotPlan | TokenPlan) -> Iterator[tuple[str, Tensor]]:
+        """Yield for each kind of layer which columns [B, 1, Q, W] each new token sees."""
+        column_W = torch.arange(plan.width, device=plan.position_BQ.device)
         position_BQ1 = plan.position_BQ[:, :, None]
-        masks: dict[str, Tensor] = {}
         for kind, window in set(self._windows or ()):
             seen_BQW = column_W <= position_BQ1
             if window is not None:
                 seen_BQW &= column_W > position_BQ1 - window
-            # One token a row: a mask in the scores' own type is no larger, and no layer has to convert it.
-            additive = self._additive or position_BQ.shape[1] == 1
-            masks[kind] = _shaped(seen_BQW[:, None], dtype) if additive else seen_BQW[:, None]
-        mask = next(iter(masks.values())) if len(masks) == 1 else masks
-        return {"attention_mask": mask, "position_ids": plan.position_BQ, self._argument: self.cache}
+            yield kind, seen_BQW[:, None]
 
     def fit(self, rows: int, columns: int) -> None:
         """Make room for all rows in use, of so many tokens: growing token by token copies all there is."""

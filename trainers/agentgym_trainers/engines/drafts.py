@@ -1,0 +1,62 @@
+"""Guess what a row will sample next from what it has read: agents repeat a call's form, paths, and what tools said.
+
+Prompt-lookup decoding: the tokens that followed the same few tokens before are computed along with the last one. Each
+is drawn as it would have been alone, by its own random number, and taken if all drawn before it is what was guessed. So
+guesses change how often the model is called, and never what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_BYTES = 4
+"""Of a token."""
+_ALIKE = (4, 3, 2)
+"""Tokens that must have occurred before, most first."""
+_FIRST = 4
+"""Tokens that a row's first guess has at most."""
+
+
+class Drafter:
+    """What one row has read and said, and how far to look ahead: twice as far after a guess that was all right.
+
+    After one that was not, one token further than it was right.
+    """
+
+    def __init__(self, context: Sequence[int], most: int) -> None:
+        """Begin with a context; guess `most` tokens at most."""
+        self._text = bytearray().join(one.to_bytes(_BYTES, "little") for one in context)
+        self._most = most
+        self._ahead = min(_FIRST, most)
+
+    def append(self, token: int) -> None:
+        """Add what was sampled."""
+        self._text += token.to_bytes(_BYTES, "little")
+
+    def guess(self, room: int) -> list[int]:
+        """Return tokens that may follow, `room` at most; none where nothing like the last tokens was read before."""
+        count = min(self._ahead, room)
+        if count < 1:
+            return []
+        text, end = self._text, len(self._text)
+        for alike in _ALIKE:
+            size = alike * _BYTES
+            place = _rfind(text, bytes(text[end - size :]), end - _BYTES) if end > size else -1
+            if place >= 0:
+                start = place + size
+                found = text[start : start + count * _BYTES]
+                return [int.from_bytes(found[at : at + _BYTES], "little") for at in range(0, len(found), _BYTES)]
+        return []
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Take how many tokens were guessed and how many of them were right."""
+        if guessed:
+            self._ahead = min(self._most, 2 * guessed if right == guessed else right + 1)
+
+
+def _rfind(text: bytearray, wanted: bytes, end: int) -> int:
+    """Return where the last whole tokens `wanted` begin that end by `end`, or -1."""
+    place = text.rfind(wanted, 0, end)
+    while place >= 0 and place % _BYTES:
+        place = text.rfind(wanted, 0, place + len(wanted) - 1)
+    return place
