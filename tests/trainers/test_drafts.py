@@ -94,7 +94,7 @@ def test_guesses_save_calls_and_change_nothing(plain: bool) -> None:
     stop = alone[2].ids[11]
     for ids in ((), (stop,)):
         expected, _ = _sample(model, 0, ids)
-        found, fewer = _sample(model, 8, ids)
+        found, _ = _sample(model, 8, ids)
         assert [one.ids for one in found] == [one.ids for one in expected]
         assert [one.stop_reason for one in found] == [one.stop_reason for one in expected]
         for one, other in zip(found, expected, strict=True):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agentgym_trainers.chat import ChatFormat
-from benchmarks.trainer import SHAPES, BenchmarkError, Figures, ratios, table, warm_start
-from benchmarks.trainer_task import BenchmarkCalculator, write_tokenizer
+from benchmarks.trainer import MODELS, BenchmarkError, Figures, ratios, table, warm_start
+from benchmarks.trainer_task import BenchmarkCalculator, operations, write_tokenizer
 
 
 def figures(seconds: float, rewards: tuple[float, ...] = (0.2, 0.4, 0.6)) -> Figures:
@@ -40,15 +41,32 @@ def test_heavy_tails_and_plain_latencies_take_their_time() -> None:
         env.step('<tool_call>\n{"name": "calc", "arguments": {"expression": "1+2"}}\n</tool_call>')
 
 
-def test_a_warm_start_is_used_again_for_its_own_shape_and_steps_alone(tmp_path: Path) -> None:
-    kept = {"reward": 0.4, "parameters": 1, "shape": SHAPES["0.5M"], "steps": 300}
+def test_a_warm_start_is_used_again_for_its_own_model_and_episodes_alone(tmp_path: Path) -> None:
+    small, large = MODELS["0.5M"], MODELS["25M"]
+    kept = {"reward": 0.4, "parameters": 1, **asdict(small)}
     (tmp_path / "warm.json").write_text(json.dumps(kept))
-    assert warm_start(tmp_path, "0.5M", threads=1, steps=300) == kept
-    for model, steps in (("25M", 300), ("0.5M", 299)):
-        with pytest.raises(
-            BenchmarkError, match=rf"wanted a warm start of {model} by {steps} .* new folder with --warm"
-        ):
-            warm_start(tmp_path, model, threads=1, steps=steps)
+    assert warm_start(tmp_path, small, threads=1) == kept
+    for model in (large, replace(small, steps=299), replace(small, operators=3)):
+        with pytest.raises(BenchmarkError, match=rf"warm start by {model.steps} steps .* new folder with --warm"):
+            warm_start(tmp_path, model, threads=1)
+
+
+def test_expressions_are_told_operation_by_operation() -> None:
+    env = BenchmarkCalculator(operators=3)
+    task = next(iter(env.tasks))
+    prompt, _ = env.reset(options={"task": task})
+    first, *later = operations(task.public.prompt)
+    assert "".join([first, *later]) == task.public.prompt
+    assert len(later) == 2
+    assert prompt[-1].content == first
+    said = first
+    for term in [*later, ""]:
+        observation, *_ = env.step(
+            f'<tool_call>\n{{"name": "calc", "arguments": {{"expression": "{said}"}}}}\n</tool_call>'
+        )
+        said = observation[-1].content
+        assert said.endswith(term)
+    assert env.step(said)[1] == 1.0
 
 
 def test_ratios_compare_the_better_of_our_schedules_with_the_better_of_their_modes() -> None:
@@ -85,8 +103,8 @@ def test_sampling_is_compared_with_each_of_their_modes() -> None:
     rows = list(zip(*(column.cells for column in made.columns), strict=True))
     assert rows[:5] == [
         ("TRL's step against ours, tools 0 s", ">= 2", "2.00", "met"),
-        ("sampled tokens per CPU second against TRL's", ">= 3", "8.00", "met"),
-        ("sampled tokens per CPU second against TRL, vLLM's", ">= 1.2", "2.00", "met"),
+        ("sampled tokens per CPU second in turns against TRL's", ">= 3", "8.00", "met"),
+        ("sampled tokens per CPU second in turns against TRL, vLLM's", ">= 1.2", "2.00", "met"),
         ("trained tokens per second against TRL's", ">= 1.3", "2.00", "met"),
         ("TRL's peak memory against ours", ">= 1.25", "2.00", "met"),
     ]
