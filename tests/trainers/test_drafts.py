@@ -29,6 +29,8 @@ from agentgym_trainers.engines.sampler import Request
         pytest.param([1, 2, 3, 4], [], id="nothing-alike"),
         pytest.param([2], [], id="too-short"),
         pytest.param([256, 0, 1, 256 * 256, 5, 256, 0], [1, 256 * 256, 5, 256], id="whole-tokens"),
+        pytest.param([1, 2, 7, *range(10, 4101), 1, 2], [7, 10, 11, 12], id="so-far-back"),
+        pytest.param([1, 2, 7, *range(10, 4102), 1, 2], [], id="too-far-back"),
         pytest.param([1 << 16, 3 << 8, 7, 256, 3], [], id="not-their-bytes"),
     ],
 )

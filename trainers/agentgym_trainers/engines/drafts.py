@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_BYTES = 4
-"""Of a token."""
+import numpy as np
+
+_TOKEN = np.dtype("<u4")
+_BYTES = _TOKEN.itemsize
+_BACK = 4096
+"""Tokens that are searched, the last ones."""
 _ALIKE = (4, 3, 2)
 """Tokens that must have occurred before, most first."""
 _FIRST = 4
@@ -25,7 +29,7 @@ class Drafter:
 
     def __init__(self, context: Sequence[int], most: int) -> None:
         """Begin with a context; guess `most` tokens at most."""
-        self._text = bytearray().join(one.to_bytes(_BYTES, "little") for one in context)
+        self._text = bytearray(np.asarray(context, dtype=_TOKEN).tobytes())
         self._most = most
         self._ahead = min(_FIRST, most)
 
@@ -41,11 +45,11 @@ class Drafter:
         text, end = self._text, len(self._text)
         for alike in _ALIKE:
             size = alike * _BYTES
-            place = _rfind(text, bytes(text[end - size :]), end - _BYTES) if end > size else -1
+            place = _rfind(text, bytes(text[end - size :]), end - _BACK * _BYTES, end - _BYTES) if end > size else -1
             if place >= 0:
                 start = place + size
-                found = text[start : start + count * _BYTES]
-                return [int.from_bytes(found[at : at + _BYTES], "little") for at in range(0, len(found), _BYTES)]
+                found: list[int] = np.frombuffer(text[start : start + count * _BYTES], dtype=_TOKEN).tolist()
+                return found
         return []
 
     def learn(self, guessed: int, right: int) -> None:
@@ -54,9 +58,10 @@ class Drafter:
             self._ahead = min(self._most, 2 * guessed if right == guessed else right + 1)
 
 
-def _rfind(text: bytearray, wanted: bytes, end: int) -> int:
-    """Return where the last whole tokens `wanted` begin that end by `end`, or -1."""
-    place = text.rfind(wanted, 0, end)
+def _rfind(text: bytearray, wanted: bytes, start: int, end: int) -> int:
+    """Return where the last whole tokens `wanted` begin that lie in [start, end), or -1."""
+    start = max(0, start)
+    place = text.rfind(wanted, start, end)
     while place >= 0 and place % _BYTES:
-        place = text.rfind(wanted, 0, place + len(wanted) - 1)
+        place = text.rfind(wanted, start, place + len(wanted) - 1)
     return place
