@@ -166,7 +166,7 @@ class ContinuousBatch:
     def _compute(self, start: int, new: Sequence[Sequence[int]], first: Sequence[int], *, last: bool = False) -> Tensor:
         """Return the scores [T, V] after every new token of rows from `start` on, or [B, V] after each row's last."""
         counts = [len(one) for one in new]
-        if self._is_plain() and self._is_short(counts, first):
+        if self._is_plain() and _is_short(counts, first):
             plan = TokenPlan(start, counts, first)
             ids_T = torch.tensor(list(chain.from_iterable(new)))
             return decode(self._model, self._cache, ids_T, plan, plan.last_B if last else None)
@@ -186,12 +186,6 @@ class ContinuousBatch:
         if self._plain is None:
             self._plain = not self._autocast and is_plain(self._model) and self._agrees
         return self._plain
-
-    def _is_short(self, counts: Sequence[int], first: Sequence[int]) -> bool:
-        """Whether all scores may exist at once."""
-        longest = max(counts)
-        width = max(begin + count for begin, count in zip(first, counts, strict=True))
-        return self._cache.is_begun and (longest == 1 or len(counts) * longest * width <= _SCORES)
 
     @cached_property
     def _agrees(self) -> bool:
@@ -251,6 +245,13 @@ def _room(row: Row) -> int:
 def _draft(row: Row, most: int) -> list[int]:
     left = row.request.sampling.max_tokens - len(row.ids)
     return [] if row.drafter is None else row.drafter.guess(min(most, left - 1))
+
+
+def _is_short(counts: Sequence[int], first: Sequence[int]) -> bool:
+    """Whether all scores may exist at once; what is asked alone decides, so that a resumed run computes the same."""
+    longest = max(counts)
+    width = max(begin + count for begin, count in zip(first, counts, strict=True))
+    return longest == 1 or len(counts) * longest * width <= _SCORES
 
 
 def _failures(rows: Sequence[Row], error: Exception) -> list[Result]:

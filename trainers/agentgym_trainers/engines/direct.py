@@ -73,7 +73,7 @@ def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_
 
     Args:
         model: a plain one.
-        cache: of that model, and not empty.
+        cache: of that model.
         ids_T: the new tokens of all rows, end to end.
         plan: where they lie.
         wanted_N: which of them; all by default.

@@ -52,6 +52,8 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write states [*, H, D] where the plan says, whose rows and columns are [*]; return what `update` does."""
         plan = self.plan
+        if not self.is_initialized:
+            self.lazy_initialization(keys[..., None, :], values[..., None, :])
         # The last column takes the states of padding; no row's length ever reaches it.
         self.reserve(plan.stop, plan.width + 1)
         found = []
@@ -126,11 +128,6 @@ class SlotCache:
         self._layers = [SlotLayer() for _ in self._windows or ()]
         self.cache = Cache(layers=self._layers)
         self._additive = config._attn_implementation == "eager"
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether its layers know what they hold."""
-        return all(one.is_initialized for one in self._layers)
 
     def plan(self, start: int, position_BQ: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         """Prepare one forward pass; return the model's arguments for it.
