@@ -80,7 +80,7 @@ def test_an_ungated_step_bonus_is_farmed_and_a_gated_one_is_not(lab: Any, warm: 
     gated = lab.train(
         environment=environment("plain"),
         reward={"name": "g_ra", "options": {**bonus, "threshold": 1.0}},
-        trainer=improve(warm, 14),
+        trainer=improve(warm, 22),
     )
     assert lab.column(ungated, "rollout/reward")[-1] > lab.column(ungated, "rollout/reward")[0] + 1.0
     assert lab.held_out(ungated)[-1] < lab.held_out(ungated)[0] / 2
