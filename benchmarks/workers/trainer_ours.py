@@ -84,6 +84,7 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
         asked["latency"],
         {
             "model": {"path": asked["model"], "context_length": chain.context},
+            "engine": {"options": asked["engine"]},
             "sft": {"steps": 0},
             "policy": policy,
             "schedule": {"max_staleness": asked["max_staleness"]},
