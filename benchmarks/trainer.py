@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.shared_venv import InstallError, shared_venv
-from benchmarks.trainer_chain import Chain
+from benchmarks.trainer_chain import TURN_TOKENS, Chain
 
 TRL = "trl==1.16.0"
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,7 @@ def main(
     chosen = replace(chosen, steps=imitate or chosen.steps, operators=operators or chosen.operators)
     chain = Chain(chosen.operators)
     budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8, "operators": chain.operators}
-    room = {"turns": chain.turns, "completion": chain.sampled_tokens, "context": chain.context}
+    room = {"turns": chain.turns, "completion": chain.completion, "context": chain.context, "turn": TURN_TOKENS}
     speeds, engine = latencies.split(","), {"draft_tokens": drafts}
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TURN_TOKENS = 48
+"""Tokens that a turn may sample; a call takes 33 at most."""
+_PROMPT = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -17,11 +21,11 @@ class Chain:
         return self.operators + 4
 
     @property
-    def sampled_tokens(self) -> int:
-        """Tokens that an episode may sample."""
-        return 64 + 48 * self.operators
+    def context(self) -> int:
+        """Tokens of a whole episode: all calls, three to spare, and what the tool says."""
+        return 128 + 64 * self.operators
 
     @property
-    def context(self) -> int:
-        """Tokens of a whole episode."""
-        return 128 + 64 * self.operators
+    def completion(self) -> int:
+        """Tokens after the prompt."""
+        return self.context - _PROMPT

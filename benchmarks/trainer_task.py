@@ -21,7 +21,6 @@ from agentgym_envs.calculator import CalculatorEnv, calculator_tasks
 from benchmarks.trainer_chain import Chain
 
 ENVIRONMENT = "agentgym/BenchmarkCalculator-v0"
-TURN_TOKENS = 48
 HEAVY_SCALE_S, HEAVY_SHAPE, HEAVY_MOST_S = 0.02, 1.1, 3.0
 TEMPLATE = (
     "{%- for message in messages -%}"

@@ -20,8 +20,8 @@ from agentgym.run import RunDirectory
 from agentgym_trainers import loop
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.update import Update
-from benchmarks.trainer_chain import Chain
-from benchmarks.trainer_task import ENVIRONMENT, TURN_TOKENS, write_tokenizer
+from benchmarks.trainer_chain import TURN_TOKENS, Chain
+from benchmarks.trainer_task import ENVIRONMENT, write_tokenizer
 
 
 class Enough(Exception):  # noqa: N818 -- not an error
@@ -35,7 +35,7 @@ def recipe(chain: Chain, latency: str, trainer: Mapping[str, Any]) -> Recipe:
         {
             "name": "benchmark",
             "environment": {"id": ENVIRONMENT, "options": options},
-            "limits": {"concurrency": 512, "max_tokens_per_turn": TURN_TOKENS, "max_tokens": chain.sampled_tokens},
+            "limits": {"concurrency": 512, "max_tokens_per_turn": TURN_TOKENS, "max_tokens": chain.completion},
             "tasks": {"test": 1},
             "trainer": {"name": "native", "checkpoint": {"every": 10**6, "sft_every": 10**6}, **trainer},
         }

@@ -153,8 +153,9 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
             max_tool_calling_iterations=asked["turns"] - 1, learning_rate=2e-4, lr_scheduler_type="constant",
             adam_beta2=0.95, beta=0.0, epsilon=0.2, epsilon_high=0.28, temperature=1.0, gradient_checkpointing=False,
             disable_tqdm=True,
-            **({"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": asked["context"]} if asked["vllm"]
-               else {"generation_kwargs": {"max_length": None}}),
+            **({"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": asked["context"],
+                "generation_kwargs": {"max_tokens": asked["turn"]}} if asked["vllm"]
+               else {"generation_kwargs": {"max_length": None, "max_new_tokens": asked["turn"]}}),
         )  # fmt: skip
         trainer = Measured(
             model=AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentgym.policy import Generation, Sampling
+from agentgym_trainers.engines import continuous
 from agentgym_trainers.engines.continuous import ContinuousBatch
 from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.hf import HFEngine
@@ -25,7 +26,8 @@ from agentgym_trainers.engines.sampler import Request
         pytest.param([1, 2, 3, 4, 5, 9, 1, 2, 3], [4, 5, 9, 1], id="what-followed"),
         pytest.param([1, 2, 7, 8, 1, 2, 5, 6, 1, 2], [5, 6, 1, 2], id="the-last-time-counts"),
         pytest.param([3, 1, 2, 7, 9, 1, 2, 5, 3, 1, 2], [7, 9, 1, 2], id="more-alike-counts-more"),
-        pytest.param([4, 4, 4, 4], [4], id="up-to-the-end"),
+        pytest.param([4, 4, 4, 4], [4, 4, 4, 4], id="a-run"),
+        pytest.param([9, 1, 2, 3, 1, 2, 3], [1, 2, 3, 1], id="a-round"),
         pytest.param([1, 2, 3, 4], [], id="nothing-alike"),
         pytest.param([2], [], id="too-short"),
         pytest.param([256, 0, 1, 256 * 256, 5, 256, 0], [1, 256 * 256, 5, 256], id="whole-tokens"),
@@ -44,7 +46,7 @@ def test_it_is_what_a_plain_search_finds(context: list[int]) -> None:
         for alike in (4, 3, 2):
             for end in range(len(context) - 1, alike - 1, -1):
                 if alike < len(context) and context[end - alike : end] == context[-alike:]:
-                    return context[end : end + 4]
+                    return [context[end + place % (len(context) - end)] for place in range(4)]
         return []
 
     drafter = Drafter(context[:-1], 8)
@@ -62,6 +64,8 @@ def test_it_looks_further_after_right_guesses_and_less_far_after_wrong_ones() ->
     assert lengths == [4, 8, 12, 12, 4, 1]
     assert len(drafter.guess(100)) == 2
     assert drafter.guess(1) == [2]
+    drafter.learn(1, 1)
+    assert len(drafter.guess(100)) == 2, "a short guess that was right is no reason to look less far"
     assert drafter.guess(0) == Drafter([1, 2, 1, 2], 0).guess(100) == []
 
 
@@ -106,9 +110,12 @@ def test_guesses_save_calls_and_change_nothing(plain: bool) -> None:
     assert _sample(model, 8)[1] < 50
 
 
-def test_a_large_batch_over_a_large_vocabulary_guesses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["_LOGITS", "_SCORES"])
+def test_guesses_whose_scores_would_take_too_much_memory_are_not_made(
+    monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
     model = contract_model(tied=True)
-    monkeypatch.setattr("agentgym_trainers.engines.continuous._LOGITS", model.config.vocab_size)
+    monkeypatch.setattr(continuous, bound, model.config.vocab_size if bound == "_LOGITS" else 100)
     assert _sample(model, 8)[1] == 60
 
 

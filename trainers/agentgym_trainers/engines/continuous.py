@@ -151,7 +151,7 @@ class ContinuousBatch:
         Drawing(joined, logits_BV.device).draw(logits_BV[source_B], version)
 
     def _decode(self, version: int) -> None:
-        each = max(0, _LOGITS // self._vocabulary // len(self.rows) - 1)
+        each = self._affordable_drafts()
         drafts = [_draft(row, each) for row in self.rows]
         first = [row.length for row in self.rows]
         self._cache.fit(len(self.rows), max(begin + 1 + len(draft) for begin, draft in zip(first, drafts, strict=True)))
@@ -180,6 +180,12 @@ class ContinuousBatch:
         if last or longest == 1:
             return logits_BQV[:, -1]
         return logits_BQV[(position_BQ >= 0).to(logits_BQV.device)]
+
+    def _affordable_drafts(self) -> int:
+        """Return how many tokens each row may guess so that the scores of all of them fit into memory."""
+        width = max(row.length for row in self.rows) + 1 + self._draft_tokens
+        tokens = min(_LOGITS // self._vocabulary, _SCORES // width)
+        return max(0, tokens // len(self.rows) - 1)
 
     def _is_plain(self) -> bool:
         """Whether the model may be computed directly; that is asked again whenever rows have joined."""

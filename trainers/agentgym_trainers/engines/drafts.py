@@ -8,6 +8,7 @@ guesses change how often the model is called, and never what it says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -47,15 +48,14 @@ class Drafter:
             size = alike * _BYTES
             place = _rfind(text, bytes(text[end - size :]), end - _BACK * _BYTES, end - _BYTES) if end > size else -1
             if place >= 0:
-                start = place + size
-                found: list[int] = np.frombuffer(text[start : start + count * _BYTES], dtype=_TOKEN).tolist()
-                return found
+                followed: list[int] = np.frombuffer(text[place + size :][: count * _BYTES], dtype=_TOKEN).tolist()
+                return list(islice(cycle(followed), count))  # beyond what was read it goes on as it began
         return []
 
     def learn(self, guessed: int, right: int) -> None:
         """Take how many tokens were guessed and how many of them were right."""
         if guessed:
-            self._ahead = min(self._most, 2 * guessed if right == guessed else right + 1)
+            self._ahead = max(self._ahead, min(self._most, 2 * guessed)) if right == guessed else right + 1
 
 
 def _rfind(text: bytearray, wanted: bytes, start: int, end: int) -> int:

@@ -68,7 +68,8 @@ class HFEngine:
                 `copied` keeps a second copy, which `update_weights` refreshes between two tokens.
             prefix_cache_mb: memory for keys and values of sessions between their turns; 0 keeps none.
             draft_tokens: how many tokens to guess for each row, at most, from what it has read before; 0 guesses none.
-                Guesses are checked: they save calls of the model and change no token. Fixed batches guess none.
+                Guesses are checked: they save calls of the model and change no token, up to rounding, which in bfloat16
+                may. Fixed batches guess none.
             dtype: of the arithmetic, and of copied weights; by default the model's own. Shared weights stay what they
                 are, and are computed with under autocast, like the learner's.
 
