@@ -139,7 +139,8 @@ def test_a_crowd_of_which_one_fails_is_told() -> None:
             return ["```answer\nwrong\n```"] if task.id == "toy-0" else super().oracle(task)
 
     registry.register("tests/Failing-v0", Failing)
-    found = crowd(Bundled("tests/Failing-v0"), 20)
+    with temporary_files():
+        found = crowd(Bundled("tests/Failing-v0"), 20)
     assert not found.is_well
     assert (found.solved, found.episodes, found.at_once) == (19, 20, 20)
     assert not found.left
@@ -159,9 +160,10 @@ def test_what_each_crowd_leaves_is_told_and_what_one_leaves_warm_is_not(monkeypa
 
     registry.register("tests/Leaking-v0", Leaking)
     monkeypatch.setattr("benchmarks.crowd._SETTLE_S", 0.5)
-    leaking = crowd(Bundled("tests/Leaking-v0"), 20)
-    monkeypatch.setattr(Leaking, "bound", len(kept) + 50)  # full during the second crowd after the first
-    warming = crowd(Bundled("tests/Leaking-v0"), 20)
+    with temporary_files():
+        leaking = crowd(Bundled("tests/Leaking-v0"), 20)
+        monkeypatch.setattr(Leaking, "bound", len(kept) + 50)  # full during the second crowd after the first
+        warming = crowd(Bundled("tests/Leaking-v0"), 20)
     for one in kept:
         one.close()
     assert not leaking.is_well
