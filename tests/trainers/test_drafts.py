@@ -10,6 +10,7 @@ import torch
 from engine_contract import contract_model
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.engines import continuous
@@ -18,6 +19,7 @@ from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request
+from agentgym_trainers.settings import EngineSettings
 
 
 @pytest.mark.parametrize(
@@ -122,3 +124,5 @@ def test_guesses_whose_scores_would_take_too_much_memory_are_not_made(
 def test_fewer_guesses_than_none_are_refused() -> None:
     with pytest.raises(ValueError, match="wanted 0 draft_tokens or more, found -1"):
         HFEngine(contract_model(tied=True), draft_tokens=-1)
+    with pytest.raises(ValidationError, match=r"options\.draft_tokens: Input should be greater than or equal to 0"):
+        EngineSettings(name="hf", options={"draft_tokens": -1})

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
@@ -54,7 +55,7 @@ class HFEngine:
         patience_s: float = 120.0,
         weights: Literal["shared", "copied"] = "shared",
         prefix_cache_mb: float = 512.0,
-        draft_tokens: int = 6,
+        draft_tokens: Annotated[int, Field(ge=0)] = 6,
         dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         """Take a causal language model, already on its device.
