@@ -52,7 +52,7 @@ def test_it_is_what_a_plain_search_finds(context: list[int]) -> None:
         return []
 
     drafter = Drafter(context[:-1], 8)
-    drafter.append(context[-1])
+    drafter.extend(context[-1:])
     assert drafter.guess(100) == plainly()
 
 

@@ -82,10 +82,15 @@ class ContinuousBatch:
         Nothing that old weights computed stays behind, not even where it is masked: not a number would spread.
         """
         self._prefixes.clear()
+        self.look_again()
         with torch.inference_mode():
             rows, self.rows, self._drawing = self.rows, [], None
             self._cache.clear()
             return self._join(rows, version)
+
+    def look_again(self) -> None:
+        """Ask anew how the model may be computed: something may have been hooked into it."""
+        self._plain = None
 
     def end(self, version: int) -> list[Result]:
         """Abort every row."""
@@ -109,7 +114,6 @@ class ContinuousBatch:
         parts = _portions(sorted(alike, key=lambda context: new[context]), new, self._prefill_tokens)
         rooms = [_room(row) for row in rows]
         together = bool(rows) and max(rooms) * len(rooms) <= 2 * sum(rooms)  # or a long one might cost all their room
-        self._plain = None
         for index, part in enumerate(parts):
             start = len(self.rows)
             try:
@@ -188,7 +192,7 @@ class ContinuousBatch:
         return max(0, tokens // len(self.rows) - 1)
 
     def _is_plain(self) -> bool:
-        """Whether the model may be computed directly; that is asked again whenever rows have joined."""
+        """Whether the model may be computed directly."""
         if self._plain is None:
             self._plain = not self._autocast and is_plain(self._model) and self._agrees
         return self._plain
@@ -205,21 +209,20 @@ class ContinuousBatch:
         return logits_BQV
 
     def _leave(self, version: int) -> list[Result]:
-        """Take out the rows that are done, and close up."""
+        """Take out the rows that are done, and close up: those that stay at the end move into the gaps."""
         done: list[Result] = []
-        index = 0
-        while index < len(self.rows):
-            row = self.rows[index]
-            if row.stop is None and not row.request.unwanted:
-                index += 1
-                continue
+        leaving = [place for place, row in enumerate(self.rows) if row.stop is not None or row.request.aborted]
+        for place in leaving:
+            row = self.rows[place]
             done.append((row.request, row.generation(version)))
             known = row.context[: row.length]
-            self._prefixes.keep(row.request.session, known, partial(self._cache.save, index, row.length))
+            self._prefixes.keep(row.request.session, known, partial(self._cache.save, place, row.length))
+        for place in reversed(leaving):  # from behind, so that whatever moves stays
             last = self.rows.pop()
-            if last is not row:
-                self._cache.move(len(self.rows), index, last.length)
-                self.rows[index] = last
+            if place < len(self.rows):
+                self._cache.move(len(self.rows), place, last.length)
+                self.rows[place] = last
+        if leaving:
             self._drawing = None
         return done
 

@@ -33,12 +33,12 @@ class FixedBatch:
         self._ids_BL, self._mask_BL = self._ids_BL.to(device), self._mask_BL.to(device)
 
     def run(self, version: int, closing: Callable[[], bool]) -> list[Generation]:
-        """Sample until every row has stopped; unwanted rows, and all rows when closing, stop with `abort`."""
+        """Sample until every row has stopped; aborted rows, and all rows when closing, stop with `abort`."""
         with torch.inference_mode():
             while self._live:
                 self._step(version)
                 for row in self._live:
-                    if row.stop is None and (closing() or row.request.unwanted):
+                    if row.stop is None and (closing() or row.request.aborted):
                         row.stop = "abort"
                 self._shrink()
         return [row.generation(version) for row in self._rows]

@@ -7,13 +7,12 @@ guesses change how often the model is called, and never what it says.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import cycle, islice
 
-import numpy as np
-
-_TOKEN = np.dtype("<u4")
-_BYTES = _TOKEN.itemsize
+_TOKEN = "I"
+_BYTES = array(_TOKEN).itemsize
 _BACK = 4096
 """Tokens that are searched, the last ones."""
 _ALIKE = (4, 3, 2)
@@ -30,13 +29,13 @@ class Drafter:
 
     def __init__(self, context: Sequence[int], most: int) -> None:
         """Begin with a context; guess `most` tokens at most."""
-        self._text = bytearray(np.asarray(context, dtype=_TOKEN).tobytes())
+        self._text = bytearray(_bytes(context))
         self._most = most
         self._ahead = min(_FIRST, most)
 
-    def append(self, token: int) -> None:
+    def extend(self, tokens: Sequence[int]) -> None:
         """Add what was sampled."""
-        self._text += token.to_bytes(_BYTES, "little")
+        self._text += _bytes(tokens)
 
     def guess(self, room: int) -> list[int]:
         """Return tokens that may follow, `room` at most; none where nothing like the last tokens was read before."""
@@ -48,7 +47,7 @@ class Drafter:
             size = alike * _BYTES
             place = _rfind(text, bytes(text[end - size :]), end - _BACK * _BYTES, end - _BYTES) if end > size else -1
             if place >= 0:
-                followed: list[int] = np.frombuffer(text[place + size :][: count * _BYTES], dtype=_TOKEN).tolist()
+                followed = array(_TOKEN, text[place + size : place + size + count * _BYTES])
                 return list(islice(cycle(followed), count))  # beyond what was read it goes on as it began
         return []
 
@@ -65,3 +64,7 @@ def _rfind(text: bytearray, wanted: bytes, start: int, end: int) -> int:
     while place >= 0 and place % _BYTES:
         place = text.rfind(wanted, start, place + len(wanted) - 1)
     return place
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    return array(_TOKEN, tokens).tobytes()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,8 @@ from agentgym_trainers.engines.slots import fits_slots
 from agentgym_trainers.engines.weights import check_weights, copy_weights, frozen_copy
 
 logger = logging.getLogger(__name__)
+
+_Answer = tuple[asyncio.Future[Generation], Generation | Exception]
 
 
 @dataclass(slots=True)
@@ -102,8 +104,11 @@ class HFEngine:
         self._lock = threading.Lock()
         self._open: set[str] = set()
         self._requests: dict[str, Request] = {}
+        self._answers: dict[Request, asyncio.Future[Generation]] = {}
         self._waiting: dict[str, Request] = {}
         self._updates: list[_Update] = []
+        self._news = True
+        """Whether anything may have changed about the model besides its weights."""
         self._busy = False
         self._closed = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentgym-hf")
@@ -118,6 +123,7 @@ class HFEngine:
         self.prefixes.open(session)
         with self._lock:
             self._open.add(session)
+            self._news = True
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
@@ -137,9 +143,13 @@ class HFEngine:
             if session in self._requests:
                 raise ValueError(f"session {session!r} already has a request; await it before the next turn")
             self._requests[session] = self._waiting[session] = request
+            answer = self._answers[request] = asyncio.get_running_loop().create_future()
+            self._news |= session not in self._open
         self._pump()
         try:
-            return await self._result(request)
+            with self._patience(request) if self._lockstep else nullcontext():
+                made: Generation = await answer
+                return made
         finally:
             self._drop(request)
 
@@ -151,7 +161,7 @@ class HFEngine:
         if request is not None:
             request.aborted = True
         if waiting is not None:
-            _resolve(waiting, Generation([], [], "abort", self.weight_version))
+            self._hand_out([(waiting, Generation([], [], "abort", self.weight_version))])
             self._pump()
 
     def release(self, session: str) -> None:
@@ -183,6 +193,7 @@ class HFEngine:
                 copy_weights(self._model, check_weights(weights, self._model))
             self.prefixes.clear()
             with self._lock:
+                self._news = True
                 if self._batch is not None and not self._busy:
                     self._batch.clear()
             self.weight_version = version
@@ -203,29 +214,53 @@ class HFEngine:
         for update in updates:
             if update.done.set_running_or_notify_cancel():
                 update.done.set_exception(InfrastructureError("the engine was closed before it took its new weights"))
-        for request in waiting:
-            _resolve(request, Generation([], [], "abort", self.weight_version))
+        self._hand_out([(one, Generation([], [], "abort", self.weight_version)) for one in waiting])
         await asyncio.to_thread(self._worker.shutdown)
         self.prefixes.clear()
         with self._lock:
             self._open.clear()
             self._give_back()
 
-    async def _result(self, request: Request) -> Generation:
-        future = asyncio.wrap_future(request.future)
-        while True:
-            done, _ = await asyncio.wait({future}, timeout=self._patience_s)
-            if done:
-                return future.result()
+    @contextmanager
+    def _patience(self, request: Request) -> Iterator[None]:
+        """While a request waits for those of other open sessions, let it go without them every so often."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def lose() -> None:
+            nonlocal timer
+            timer = loop.call_later(self._patience_s, lose)
             with self._lock:
-                waiting = self._lockstep and request.session in self._waiting and not self._busy
+                waiting = request.session in self._waiting and not self._busy
             if waiting:
                 logger.warning("lockstep broken after %.0f s: some open sessions ask for nothing", self._patience_s)
                 self._pump(forced=True)
 
-    def _drop(self, request: Request) -> None:
-        request.future.cancel()
+        timer = loop.call_later(self._patience_s, lose)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _hand_out(self, results: Iterable[tuple[Request, Generation | Exception]]) -> None:
+        """Tell those who wait, all of one event loop at once: each call to another thread costs as much as tokens."""
+        found: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
         with self._lock:
+            for request, result in results:
+                answer = self._answers.pop(request, None)
+                if answer is not None:
+                    found.setdefault(answer.get_loop(), []).append((answer, result))
+        for loop, answers in found.items():
+            try:
+                loop.call_soon_threadsafe(_answer, answers)
+            except RuntimeError:
+                if not loop.is_closed():  # or nobody is left who waits
+                    raise
+
+    def _drop(self, request: Request) -> None:
+        request.aborted = True
+        with self._lock:
+            self._answers.pop(request, None)
             for requests in (self._requests, self._waiting):
                 if requests.get(request.session) is request:
                     del requests[request.session]
@@ -247,11 +282,12 @@ class HFEngine:
         except BaseException as error:  # whoever waits must hear of it: nobody looks at a worker's end
             with self._lock:
                 self._closed, self._busy = True, False
-                futures: list[Future[Any]] = [one.future for one in self._requests.values()]
-                futures += [one.done for one in self._updates]
-            for future in futures:
-                if not future.done():
-                    future.set_exception(InfrastructureError(f"the engine failed: {error!r}"))
+                requests, updates = list(self._requests.values()), list(self._updates)
+            failure = InfrastructureError(f"the engine failed: {error!r}")
+            self._hand_out([(one, failure) for one in requests])
+            for update in updates:
+                if not update.done.done():
+                    update.done.set_exception(failure)
             raise
         self._pump()
 
@@ -265,7 +301,10 @@ class HFEngine:
                     self._busy = False
                     self._give_back()
                     break
+                news, self._news = self._news, False
             forced = False
+            if news and self._batch is not None:
+                self._batch.look_again()
             done = [one for update in updates for one in self._renew(update)]
             if self._lockstep or self._batch is None:
                 # Results come back together: a chunk that overtook the others would change who meets next.
@@ -275,15 +314,14 @@ class HFEngine:
                 with self._lock:
                     self._busy = False
                     self._give_back()
-                for request, result in done:
-                    _resolve(request, result)
+                self._hand_out(done)
                 break
             with self._arithmetic():
                 done += self._batch.tick(joining, self.weight_version)
             if self._closed:
                 done += self._batch.end(self.weight_version)
-            for request, result in done:
-                _resolve(request, result)
+            if done:
+                self._hand_out(done)
 
     def _give_back(self) -> None:
         """Hold no memory for rows once the last episode is over; the caller has the lock."""
@@ -335,10 +373,11 @@ class HFEngine:
         return done
 
 
-def _resolve(request: Request, result: Generation | Exception) -> None:
-    if not request.future.set_running_or_notify_cancel():
-        return
-    if isinstance(result, Exception):
-        request.future.set_exception(result)
-    else:
-        request.future.set_result(result)
+def _answer(answers: Iterable[_Answer]) -> None:
+    for answer, result in answers:
+        if answer.done():
+            continue
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import chain, islice, zip_longest
+from itertools import chain
 
 import numpy as np
 import torch
@@ -17,19 +16,14 @@ from agentgym_trainers.engines.drafts import Drafter
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One turn to sample, and where its result goes."""
+    """One turn to sample."""
 
     session: str
     prompt_ids: list[int]
     sampling: Sampling
     stop_ids: frozenset[int]
     aborted: bool = False
-    future: Future[Generation] = field(default_factory=Future)
-
-    @property
-    def unwanted(self) -> bool:
-        """Whether it was aborted, or nobody waits for it any more."""
-        return self.aborted or self.future.cancelled()
+    """Whether it is to end with what was sampled so far."""
 
 
 @dataclass(eq=False, slots=True)
@@ -58,15 +52,15 @@ class Row:
         """The prompt and what was sampled."""
         return self.request.prompt_ids + self.ids
 
-    def take(self, token: int, logprob: float, version: int) -> None:
-        """Append one token."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
+    def take(self, tokens: Sequence[int], logprobs: Sequence[float], version: int) -> None:
+        """Append what was drawn: nothing may follow a stop, nor exceed what the request may have."""
+        self.ids += tokens
+        self.logprobs += logprobs
         if self.drafter is not None:
-            self.drafter.append(token)
+            self.drafter.extend(tokens)
         had = self.spans.pop()[1] if self.spans and self.spans[-1][0] == version else 0
-        self.spans.append((version, had + 1))
-        if token in self.request.stop_ids:
+        self.spans.append((version, had + len(tokens)))
+        if tokens[-1] in self.request.stop_ids:
             self.stop = "stop"
         elif len(self.ids) == self.request.sampling.max_tokens:
             self.stop = "length"
@@ -106,22 +100,22 @@ class Drawing:
         if len(uniform_T) > len(uniforms):
             count_B = torch.tensor([len(one) for one in uniforms], device=logits_TV.device)
             temperature_T, top_p_T = (one.repeat_interleave(count_B) for one in (temperature_T, top_p_T))
-        token_T, logp_T = draw(logits_TV, temperature_T, top_p_T, uniform_T)
-        drawn = zip(token_T.tolist(), logp_T.tolist(), strict=True)
+        tokens, logprobs = (one.tolist() for one in draw(logits_TV, temperature_T, top_p_T, uniform_T))
+        start = 0
         for row, draft in pairs:
-            _take(row, draft, list(islice(drawn, 1 + len(draft))), version)
+            count = _agreed(tokens[start : start + 1 + len(draft)], draft, row.request.stop_ids)
+            row.take(tokens[start : start + count], logprobs[start : start + count], version)
+            if row.drafter is not None:
+                row.drafter.learn(len(draft), count - 1)
+            start += 1 + len(draft)
 
 
-def _take(row: Row, draft: Sequence[int], drawn: Sequence[tuple[int, float]], version: int) -> None:
-    """Give a row what was drawn, up to the first token that nobody had guessed."""
-    right = 0
-    for (token, logprob), guessed in zip_longest(drawn, draft):
-        row.take(token, logprob, version)
-        if token != guessed or row.stop is not None:
-            break
-        right += 1
-    if row.drafter is not None:
-        row.drafter.learn(len(draft), right)
+def _agreed(drawn: Sequence[int], draft: Sequence[int], stop_ids: frozenset[int]) -> int:
+    """Return how many of the drawn tokens count: up to the first that nobody had guessed, or that is a stop."""
+    for place, guessed in enumerate(draft):
+        if drawn[place] != guessed or guessed in stop_ids:
+            return place + 1
+    return len(drawn)
 
 
 def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,28 +135,29 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
     """
     greedy_B = temperature_B == 0
     scaled_BV = logits_BV.float() / torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)[:, None]
-    logp_BV = torch.log_softmax(scaled_BV, dim=-1)
+    p_BV = torch.softmax(scaled_BV, dim=-1)
     if bool((top_p_B < 1).any()):
-        logp_BV = _nucleus(logp_BV, top_p_B)
+        p_BV = _nucleus(p_BV, top_p_B)
     # A sum in float32 would misplace up to 1e-5 of the mass over a large vocabulary.
-    cumulative_BV = logp_BV.exp().cumsum(-1, dtype=torch.float64)
+    cumulative_BV = p_BV.cumsum(-1, dtype=torch.float64)
     if not bool(cumulative_BV[:, -1].isfinite().all()):
         raise ArithmeticError("wanted finite scores, found NaN or infinity: see whether the weights are finite")
     token_B = torch.searchsorted(cumulative_BV, uniform_B[:, None] * cumulative_BV[:, -1:], right=True)[:, 0]
     token_B.clamp_(max=logits_BV.shape[-1] - 1)
-    logp_B = logp_BV.gather(-1, token_B[:, None])[:, 0]
+    logp_B = p_BV.gather(-1, token_B[:, None])[:, 0].log()
     if bool(greedy_B.any()):
         token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B)
         logp_B = torch.where(greedy_B, torch.zeros_like(logp_B), logp_B)
     return token_B, logp_B
 
 
-def _nucleus(logp_BV: Tensor, top_p_B: Tensor) -> Tensor:
-    """Return logprobs renormalised over the smallest set of tokens that holds `top_p` of the mass."""
-    sorted_BV, order_BV = logp_BV.sort(dim=-1, descending=True, stable=True)
-    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
-    dropped_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p_B[:, None])
-    return torch.log_softmax(logp_BV.masked_fill(dropped_BV, -torch.inf), dim=-1)
+def _nucleus(p_BV: Tensor, top_p_B: Tensor) -> Tensor:
+    """Return probabilities renormalised over the smallest set of tokens that holds `top_p` of the mass."""
+    sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    dropped_BV = torch.zeros_like(p_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p_B[:, None])
+    kept_BV = p_BV.masked_fill(dropped_BV, 0)
+    return kept_BV / kept_BV.sum(-1, keepdim=True)
 
 
 def check_prompt(prompt_ids: Sequence[int], vocabulary: int) -> None:

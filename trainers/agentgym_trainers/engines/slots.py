@@ -156,10 +156,12 @@ class SlotCache:
         """
         for layer in self._layers:
             layer.plan = plan
-        made = {kind: _shaped(one, dtype).repeat(1, 1, group, 1) for kind, one in self._seen(plan)}
-        return [made[kind] for kind, _ in self._windows or ()]
+        start_X = (plan.width - 1 - plan.position_BQ).clamp_(min=0)[:, None].expand(-1, group, -1).flatten()
+        kinds = self._windows or ()
+        made = {kind: _line(plan.width, kind[1], dtype).index_select(0, start_X) for kind in set(kinds)}
+        return [made[kind].view(plan.stop - plan.start, 1, -1, plan.width) for kind in kinds]
 
-    def _seen(self, plan: SlotPlan | TokenPlan) -> Iterator[tuple[str, Tensor]]:
+    def _seen(self, plan: SlotPlan) -> Iterator[tuple[str, Tensor]]:
         """Yield for each kind of layer which columns [B, 1, Q, W] each new token sees."""
         column_W = torch.arange(plan.width, device=plan.position_BQ.device)
         position_BQ1 = plan.position_BQ[:, :, None]
@@ -203,6 +205,16 @@ class SlotCache:
 def _shaped(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what is added to scores."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _line(width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return all masks over so many columns, [width, width]: row i is that of position width - 1 - i.
+
+    They overlap in memory, each a column further than the one before.
+    """
+    line_N = torch.full((2 * width,), torch.finfo(dtype).min, dtype=dtype)
+    line_N[0 if window is None else max(0, width - window) : width] = 0
+    return line_N.unfold(0, width, 1)
 
 
 def cache_argument(model: Any) -> str:
