@@ -52,23 +52,35 @@ def test_it_is_what_a_plain_search_finds(context: list[int]) -> None:
         return []
 
     drafter = Drafter(context[:-1], 8)
-    drafter.extend(context[-1:])
+    drafter.learn(context[-1:], 0)
     assert drafter.guess(100) == plainly()
 
 
 def test_it_looks_further_after_right_guesses_and_less_far_after_wrong_ones() -> None:
-    drafter = Drafter([*range(50), 0, 1], 12)
+    drafter, said = Drafter([*range(50), 0, 1], 12), 2
     lengths = []
     for right in (4, 8, 12, 3, 0, 1):
         guess = drafter.guess(100)
+        assert guess == list(range(said, said + len(guess)))
         lengths.append(len(guess))
-        drafter.learn(len(guess), min(right, len(guess)))
+        drafter.learn(range(said, said + right + 1), len(guess))
+        said += right + 1
     assert lengths == [4, 8, 12, 12, 4, 1]
     assert len(drafter.guess(100)) == 2
-    assert drafter.guess(1) == [2]
-    drafter.learn(1, 1)
+    assert drafter.guess(1) == [said]
+    drafter.learn([said, said + 1], 1)
     assert len(drafter.guess(100)) == 2, "a short guess that was right is no reason to look less far"
     assert drafter.guess(0) == Drafter([1, 2, 1, 2], 0).guess(100) == []
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    drafter = Drafter([7, 8, 9, 1, 7, 8], 4)
+    other = drafter.copy()
+    drafter.learn([9], 4)
+    assert other.guess(4) == [9, 1, 7, 8]
+    assert drafter.guess(4) == [1]
+    other.learn([5, 7], 0)
+    assert other.guess(4) == []
 
 
 def _counted(model: Any, calls: list[int]) -> Any:

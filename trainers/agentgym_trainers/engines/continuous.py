@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation
+from agentgym_trainers.engines.branches import Branch, draw_branches
 from agentgym_trainers.engines.direct import agrees, decode, is_plain
 from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.prefixes import PrefixStore
-from agentgym_trainers.engines.sampler import Drawing, Request, Row
+from agentgym_trainers.engines.sampler import Request, Row
 from agentgym_trainers.engines.slots import KeysValues, SlotCache, TokenPlan
 
 Result = tuple[Request, Generation | Exception]
@@ -30,7 +31,7 @@ _SCORES = 1 << 22
 
 
 class ContinuousBatch:
-    """The running batch of one model. Row i of `rows` is row i of the cache."""
+    """The running batch of one model. Branch i of its rows lies in row i of the cache."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class ContinuousBatch:
             draft_tokens: tokens to guess for each row, at most.
             autocast: the caller has it on, and the model alone knows what that means.
         """
-        self.rows: list[Row] = []
+        self._branches: list[Branch] = []
         self._model = model
         self._prefixes = prefixes
         self._prefill_tokens = prefill_tokens
@@ -59,22 +60,26 @@ class ContinuousBatch:
         self._draft_tokens = draft_tokens
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._plain: bool | None = None
-        self._drawing: Drawing | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Who is being sampled."""
+        return [row for branch in self._branches for row in branch.rows]
 
     def tick(self, joining: Sequence[Request], version: int) -> list[Result]:
-        """Let requests join, sample one token for every row, and return those that are done.
+        """Let requests join, sample one token for every row, and more where guessed; return those that are done.
 
         A request whose prompt cannot be computed fails alone; where the batch fails, so do all of its rows.
         """
         with torch.inference_mode():
             done = self._join([Row.of(request) for request in joining], version)
-            done += self._leave(version)
-            if self.rows:
+            done += self._settle(version)
+            if self._branches:
                 try:
                     self._decode(version)
                 except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
                     return done + self._fail(error)
-            return done + self._leave(version)
+            return done + self._settle(version)
 
     def restart(self, version: int) -> list[Result]:
         """Compute the keys and values of every row anew: the weights have changed.
@@ -84,9 +89,10 @@ class ContinuousBatch:
         self._prefixes.clear()
         self.look_again()
         with torch.inference_mode():
-            rows, self.rows, self._drawing = self.rows, [], None
+            rows, self._branches = self.rows, []
             self._cache.clear()
-            return self._join(rows, version)
+            failed = self._join(rows, version)
+            return failed + self._settle(version)
 
     def look_again(self) -> None:
         """Ask anew how the model may be computed: something may have been hooked into it."""
@@ -96,76 +102,63 @@ class ContinuousBatch:
         """Abort every row."""
         for row in self.rows:
             row.request.aborted = True
-        return self._leave(version)
+        return self._settle(version)
 
     def clear(self) -> None:
         """Give the memory back in which rows were: the next ones make room anew."""
-        if not self.rows:
+        if not self._branches:
             self._cache.clear()
 
     def _join(self, rows: list[Row], version: int) -> list[Result]:
         """Compute contexts that nobody has computed yet, shortest first; rows with one context share the work."""
-        alike: dict[tuple[int, ...], list[Row]] = {}
-        for row in rows:
-            alike.setdefault(tuple(row.context), []).append(row)
-        found = {context: self._prefixes.find(same[0].request.session, context) for context, same in alike.items()}
-        new = {context: len(context) - (known[1] if known else 0) for context, known in found.items()}
+        branches = Branch.all_of(rows)
+        found = {one: self._prefixes.find(one.rows[0].request.session, one.context) for one in branches}
+        new = {one: 1 + one.length - (known[1] if known else 0) for one, known in found.items()}
         failed: list[Result] = []
-        parts = _portions(sorted(alike, key=lambda context: new[context]), new, self._prefill_tokens)
+        parts = _portions(sorted(branches, key=lambda one: new[one]), new, self._prefill_tokens)
         rooms = [_room(row) for row in rows]
         together = bool(rows) and max(rooms) * len(rooms) <= 2 * sum(rooms)  # or a long one might cost all their room
         for index, part in enumerate(parts):
-            start = len(self.rows)
+            joining = [row for branch in part for row in branch.rows]
             try:
-                self._make_room(
-                    rows if together and index == 0 else [row for context in part for row in alike[context]]
-                )
-                self._prefill([(alike[context], found[context]) for context in part], version)
+                self._make_room(rows if together and index == 0 else joining)
+                self._prefill(part, found, version)
             except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
-                del self.rows[start:]
-                if not self.rows:
+                if not self._branches:
                     self._cache.clear()
-                failed += _failures([row for context in part for row in alike[context]], error)
+                failed += _failures(joining, error)
         return failed
 
     def _make_room(self, joining: Sequence[Row]) -> None:
-        self._cache.fit(len(self.rows) + len(joining), max(_room(row) for row in [*self.rows, *joining]))
+        rows = self.rows
+        self._cache.fit(len(rows) + len(joining), max(_room(row) for row in [*rows, *joining]))
 
-    def _prefill(self, work: Sequence[tuple[list[Row], tuple[KeysValues, int] | None]], version: int) -> None:
-        start = len(self.rows)
-        leaders = [rows[0] for rows, _ in work]
-        known = [found[1] if found else 0 for _, found in work]
-        for index, (_, found) in enumerate(work):
-            if found:
-                self._cache.load(start + index, *found)
-        new = [row.context[had:] for row, had in zip(leaders, known, strict=True)]
+    def _prefill(
+        self, joining: Sequence[Branch], found: Mapping[Branch, tuple[KeysValues, int] | None], version: int
+    ) -> None:
+        start = len(self._branches)
+        known = []
+        for place, branch in enumerate(joining, start):
+            remembered = found[branch]
+            known.append(remembered[1] if remembered else 0)
+            if remembered:
+                self._cache.load(place, *remembered)
+        new = [branch.context[had:] for branch, had in zip(joining, known, strict=True)]
         logits_BV = self._compute(start, new, known, last=True)
-        self.rows += leaders
-        source_B = list(range(len(leaders)))
-        for index, (rows, _) in enumerate(work):
-            for follower in rows[1:]:
-                self._cache.move(start + index, len(self.rows), len(follower.context))
-                self.rows.append(follower)
-                source_B.append(index)
-        self._drawing = None
-        joined = self.rows[start:]
-        for row in joined:
-            row.length = len(row.context)
-            row.drafter = Drafter(row.context, self._draft_tokens) if self._draft_tokens else None
-        Drawing(joined, logits_BV.device).draw(logits_BV[source_B], version)
+        for branch in joining:
+            branch.drafter = Drafter(branch.context, self._draft_tokens) if self._draft_tokens else None
+        draw_branches(logits_BV, joining, version)
+        self._branches += joining
 
     def _decode(self, version: int) -> None:
         each = self._affordable_drafts()
-        drafts = [_draft(row, each) for row in self.rows]
-        first = [row.length for row in self.rows]
-        self._cache.fit(len(self.rows), max(begin + 1 + len(draft) for begin, draft in zip(first, drafts, strict=True)))
-        new = [[row.ids[-1], *draft] for row, draft in zip(self.rows, drafts, strict=True)]
-        logits_TV = self._compute(0, new, first)
-        self._drawing = self._drawing or Drawing(self.rows, logits_TV.device)
-        had = [len(row.ids) for row in self.rows]
-        self._drawing.draw_all(logits_TV, drafts, version)
-        for row, before in zip(self.rows, had, strict=True):
-            row.length += len(row.ids) - before
+        for branch in self._branches:
+            branch.look_ahead(each)
+        first = [branch.length for branch in self._branches]
+        new = [[branch.rows[0].ids[-1], *branch.guess] for branch in self._branches]
+        room = max(begin + len(one) for begin, one in zip(first, new, strict=True))
+        self._cache.fit(len(self.rows), room)
+        draw_branches(self._compute(0, new, first), self._branches, version)
 
     def _compute(self, start: int, new: Sequence[Sequence[int]], first: Sequence[int], *, last: bool = False) -> Tensor:
         """Return the scores [T, V] after every new token of rows from `start` on, or [B, V] after each row's last."""
@@ -187,9 +180,9 @@ class ContinuousBatch:
 
     def _affordable_drafts(self) -> int:
         """Return how many tokens each row may guess so that the scores of all of them fit into memory."""
-        width = max(row.length for row in self.rows) + 1 + self._draft_tokens
+        width = max(branch.length for branch in self._branches) + 1 + self._draft_tokens
         tokens = min(_LOGITS // self._vocabulary, _SCORES // width)
-        return max(0, tokens // len(self.rows) - 1)
+        return max(0, tokens // len(self._branches) - 1)
 
     def _is_plain(self) -> bool:
         """Whether the model may be computed directly."""
@@ -208,52 +201,57 @@ class ContinuousBatch:
         logits_BQV: Tensor = out.logits
         return logits_BQV
 
-    def _leave(self, version: int) -> list[Result]:
-        """Take out the rows that are done, and close up: those that stay at the end move into the gaps."""
-        done: list[Result] = []
-        leaving = [place for place, row in enumerate(self.rows) if row.stop is not None or row.request.aborted]
-        for place in leaving:
-            row = self.rows[place]
-            done.append((row.request, row.generation(version)))
-            known = row.context[: row.length]
-            self._prefixes.keep(row.request.session, known, partial(self._cache.save, place, row.length))
-        for place in reversed(leaving):  # from behind, so that whatever moves stays
-            last = self.rows.pop()
-            if place < len(self.rows):
-                self._cache.move(len(self.rows), place, last.length)
-                self.rows[place] = last
-        if leaving:
-            self._drawing = None
+    def _settle(self, version: int) -> list[Result]:
+        """Let rows go that are done, give a row of the cache to each branch that has parted from others, close up."""
+        done = [one for place in range(len(self._branches)) for one in self._release(place, version)]
+        gaps = [place for place, branch in enumerate(self._branches) if not branch.rows]
+        for place, branch in enumerate(list(self._branches)):
+            for other in branch.part() if branch.rows else ():
+                target = gaps.pop() if gaps else len(self._branches)
+                self._cache.move(place, target, other.length)
+                self._branches[target : target + 1] = [other]
+        for place in reversed(gaps):
+            last = self._branches.pop()
+            if last.rows:
+                self._cache.move(len(self._branches), place, last.length)
+                self._branches[place] = last
         return done
 
+    def _release(self, place: int, version: int) -> list[Result]:
+        """Take those of a branch's rows out that are done; what they have said alike is remembered once."""
+        branch, done = self._branches[place], []
+        saves: dict[tuple[int, ...], Callable[[], KeysValues]] = {}
+        for row in branch.rows:
+            if row.stop is None and not row.request.aborted:
+                continue
+            done.append(row)
+            save = saves.setdefault(tuple(row.drawn), cache(partial(self._cache.save, place, row.length)))
+            self._prefixes.keep(row.request.session, row.context[:-1], save)
+        if done:
+            branch.rows = [row for row in branch.rows if row not in done]
+        return [(row.request, row.generation(version)) for row in done]
+
     def _fail(self, error: Exception) -> list[Result]:
-        rows, self.rows, self._drawing = self.rows, [], None
+        rows, self._branches = self.rows, []
         self._cache.clear()
         return _failures(rows, error)
 
 
-def _portions(
-    contexts: Sequence[tuple[int, ...]], new: dict[tuple[int, ...], int], budget: int
-) -> list[list[tuple[int, ...]]]:
-    """Cut contexts, ordered by their new tokens, where a batch would exceed the budget or compute much padding."""
+def _portions(branches: Sequence[Branch], new: Mapping[Branch, int], budget: int) -> list[list[Branch]]:
+    """Cut branches, ordered by their new tokens, where a batch would exceed the budget or compute much padding."""
     cuts, tokens = [0], 0
-    for index, context in enumerate(contexts):
-        cells = new[context] * (index - cuts[-1] + 1)
-        tokens += new[context]
+    for index, branch in enumerate(branches):
+        cells = new[branch] * (index - cuts[-1] + 1)
+        tokens += new[branch]
         if cells > tokens and (cells > budget or cells > tokens + tokens // 4 + _PADDING):
             cuts.append(index)
-            tokens = new[context]
-    return [list(contexts[start:stop]) for start, stop in pairwise([*cuts, len(contexts)])] if contexts else []
+            tokens = new[branch]
+    return [list(branches[start:stop]) for start, stop in pairwise([*cuts, len(branches)])] if branches else []
 
 
 def _room(row: Row) -> int:
     """Return how many tokens a row is likely to hold."""
-    return len(row.context) + min(_AHEAD, row.request.sampling.max_tokens - len(row.ids))
-
-
-def _draft(row: Row, most: int) -> list[int]:
-    left = row.request.sampling.max_tokens - len(row.ids)
-    return [] if row.drafter is None else row.drafter.guess(min(most, left - 1))
+    return len(row.context) + min(_AHEAD, row.left)
 
 
 def _is_short(counts: Sequence[int], first: Sequence[int]) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from agentgym.policy import Generation
-from agentgym_trainers.engines.sampler import Drawing, Request, Row
+from agentgym_trainers.engines.branches import Branch, draw_branches
+from agentgym_trainers.engines.sampler import Request, Row
 from agentgym_trainers.engines.slots import cache_argument, own_cache
 
 
@@ -21,7 +22,6 @@ class FixedBatch:
         self._live = list(self._rows)
         self._cache = own_cache(model)
         device = model.device
-        self._drawing = Drawing(self._live, device)
         lengths = [len(request.prompt_ids) for request in requests]
         width = max(lengths)
         self._ids_BL = torch.zeros(len(requests), width, dtype=torch.long)
@@ -52,7 +52,7 @@ class FixedBatch:
             logits_to_keep=1,
             **{cache_argument(self._model): self._cache},
         )
-        self._drawing.draw(out.logits[:, -1], version)
+        draw_branches(out.logits[:, -1], [Branch([row]) for row in self._live], version)
         self._ids_BL = torch.tensor([[row.ids[-1]] for row in self._live], device=self._mask_BL.device)
         self._position_BL = self._position_BL[:, -1:] + 1
         self._mask_BL = torch.nn.functional.pad(self._mask_BL, (0, 1), value=1)
@@ -68,4 +68,3 @@ class FixedBatch:
         self._cache.batch_select_indices(keep_B)
         self._ids_BL, self._mask_BL = self._ids_BL[keep_B], self._mask_BL[keep_B]
         self._position_BL = self._position_BL[keep_B]
-        self._drawing = Drawing(self._live, self._ids_BL.device)

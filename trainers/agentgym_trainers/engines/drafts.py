@@ -33,9 +33,11 @@ class Drafter:
         self._most = most
         self._ahead = min(_FIRST, most)
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Add what was sampled."""
-        self._text += _bytes(tokens)
+    def copy(self) -> Drafter:
+        """Return another one for a row that goes on otherwise."""
+        made = Drafter((), self._most)
+        made._text, made._ahead = bytearray(self._text), self._ahead
+        return made
 
     def guess(self, room: int) -> list[int]:
         """Return tokens that may follow, `room` at most; none where nothing like the last tokens was read before."""
@@ -51,10 +53,13 @@ class Drafter:
                 return list(islice(cycle(followed), count))  # beyond what was read it goes on as it began
         return []
 
-    def learn(self, guessed: int, right: int) -> None:
-        """Take how many tokens were guessed and how many of them were right."""
+    def learn(self, said: Sequence[int], guessed: int) -> Drafter:
+        """Add what was sampled, of which all but the last token had been guessed, and how many tokens had been."""
+        self._text += _bytes(said)
         if guessed:
+            right = len(said) - 1
             self._ahead = max(self._ahead, min(self._most, 2 * guessed)) if right == guessed else right + 1
+        return self
 
 
 def _rfind(text: bytearray, wanted: bytes, start: int, end: int) -> int:

@@ -1,0 +1,145 @@
+"""Requests that have said the same are computed once, and say what they would have said alone."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from engine_contract import contract_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentgym.policy import Generation, Sampling
+from agentgym_trainers.engines.branches import Branch
+from agentgym_trainers.engines.continuous import ContinuousBatch
+from agentgym_trainers.engines.prefixes import PrefixStore
+from agentgym_trainers.engines.sampler import Request, Row
+
+MODEL = contract_model(tied=True)
+PROMPTS = ([5, 6, 7, 8, 5, 6], [9, 3], [9, 3, 4])
+
+
+def _run(joining: list[list[Request]], draft_tokens: int, restart: int | None = None) -> dict[Request, Generation]:
+    """Let requests join at their ticks."""
+    prefixes = PrefixStore(1 << 20)
+    batch, done = ContinuousBatch(MODEL, prefixes, draft_tokens=draft_tokens), {}
+    for tick in itertools.count():
+        if tick == restart:
+            done |= dict(batch.restart(0))
+        new = joining[tick] if tick < len(joining) else []
+        for one in new:
+            prefixes.open(one.session)
+        done |= dict(batch.tick(new, 0))
+        if not batch.rows and tick >= len(joining):
+            return {one: made for one, made in done.items() if isinstance(made, Generation)}
+    raise AssertionError
+
+
+@st.composite
+def _asked(draw: Any) -> list[list[dict[str, Any]]]:
+    """Requests, by the tick at which they join, that stay together for a while: what they say is likely."""
+    one = st.fixed_dictionaries(
+        {
+            "prompt": st.sampled_from(PROMPTS),
+            "temperature": st.sampled_from([0.0, 0.02, 0.1, 1.0]),
+            "top_p": st.sampled_from([1.0, 0.7]),
+            "max_tokens": st.integers(1, 14),
+            "seed": st.integers(0, 3),
+            "stops": st.frozensets(st.integers(0, 63), max_size=8),
+        }
+    )
+    found: list[list[dict[str, Any]]] = draw(st.lists(st.lists(one, max_size=7), min_size=1, max_size=3))
+    return found
+
+
+def _requests(asked: list[list[dict[str, Any]]]) -> list[list[Request]]:
+    names = itertools.count()
+    return [
+        [
+            Request(
+                f"s{next(names)}",
+                list(one["prompt"]),
+                Sampling(**{key: one[key] for key in ("temperature", "top_p", "max_tokens", "seed")}),
+                one["stops"],
+            )
+            for one in tick
+        ]
+        for tick in asked
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(_asked(), st.sampled_from([0, 5]), st.sampled_from([None, 2]))
+def test_together_they_say_what_each_says_alone(
+    asked: list[list[dict[str, Any]]], drafts: int, restart: int | None
+) -> None:
+    requests = _requests(asked)
+    together = _run(requests, drafts, restart)
+    assert len(together) == sum(map(len, requests))
+    for one in itertools.chain.from_iterable(requests):
+        alone = _run([[one]], 0)[one]
+        found = together[one]
+        assert (found.ids, found.stop_reason) == (alone.ids, alone.stop_reason)
+        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def _computed(requests: list[Request]) -> int:
+    """Return how many tokens the model is given for these requests, which join at once."""
+    tokens: list[int] = []
+    hook = MODEL.model.register_forward_pre_hook(
+        lambda _, __, given: tokens.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        _run([requests], 0)
+    finally:
+        hook.remove()
+    return sum(tokens)
+
+
+def _alike(count: int, **sampling: Any) -> list[Request]:
+    return [
+        Request(f"s{seed}", list(PROMPTS[0]), Sampling(max_tokens=10, seed=seed, **sampling), frozenset())
+        for seed in range(count)
+    ]
+
+
+def test_what_all_say_is_computed_once() -> None:
+    assert _computed(_alike(8, temperature=0)) == _computed(_alike(1, temperature=0)) == len(PROMPTS[0]) + 9
+
+
+def test_from_where_they_part_each_is_computed_for_itself() -> None:
+    requests = _alike(8, temperature=1)
+    said = [tuple(made.ids) for made in _run([requests], 0).values()]
+    beginnings = {ids[:end] for ids in said for end in range(1, 10)}
+    assert 9 < len(beginnings) <= 72, "some say the same for a while"
+    assert _computed(requests) == len(PROMPTS[0]) + len(beginnings)
+
+
+def test_rows_that_draw_otherwise_are_kept_apart() -> None:
+    rows = [Row.of(one) for one in (*_alike(2, temperature=0), *_alike(2, temperature=1), *_alike(1, top_p=0.5))]
+    assert [len(one.rows) for one in Branch.all_of(rows)] == [2, 2, 1]
+
+
+def test_sessions_that_said_the_same_go_on_from_one_copy() -> None:
+    prefixes = PrefixStore(1 << 20)
+    batch, requests = ContinuousBatch(MODEL, prefixes), _alike(3, temperature=0)
+    for one in requests:
+        prefixes.open(one.session)
+    done = dict(batch.tick(requests, 0))
+    while batch.rows:
+        done |= dict(batch.tick([], 0))
+    said = [*PROMPTS[0], *next(one.ids for one in done.values() if isinstance(one, Generation))]
+    found = [prefixes.find(one.session, said) for one in requests]
+    assert [one[1] for one in found if one] == [len(said) - 1] * 3
+    assert len({id(one[0]) for one in found if one}) == 1
+    later = Request("s1", [*said, 11, 12], Sampling(max_tokens=3, seed=1), frozenset())
+    (answer,) = _run([[later]], 0).values()
+    made = dict(batch.tick([later], 0))
+    while batch.rows:
+        made |= dict(batch.tick([], 0))
+    (again,) = made.values()
+    assert isinstance(again, Generation)
+    assert again.ids == answer.ids
+    assert torch.allclose(torch.tensor(again.logprobs), torch.tensor(answer.logprobs), atol=1e-4)
