@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.engines.branches import Branch
 from agentgym_trainers.engines.continuous import ContinuousBatch
+from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, Row
 
@@ -115,6 +116,34 @@ def test_from_where_they_part_each_is_computed_for_itself() -> None:
     beginnings = {ids[:end] for ids in said for end in range(1, 10)}
     assert 9 < len(beginnings) <= 72, "some say the same for a while"
     assert _computed(requests) == len(PROMPTS[0]) + len(beginnings)
+
+
+def test_a_guess_that_is_right_takes_no_row_beyond_its_limit() -> None:
+    limits = (40, 33, 17, 16)
+    requests = [
+        Request(f"s{limit}", [9] * 7, Sampling(max_tokens=limit, temperature=0), frozenset()) for limit in limits
+    ]
+    found = _run([requests], 8)
+    longest = found[requests[0]].ids
+    assert len(set(longest[-12:])) < 6, "it repeats itself, so that guesses are right"
+    for one, limit in zip(requests, limits, strict=True):
+        assert (found[one].ids, found[one].stop_reason) == (longest[:limit], "length")
+        assert len(found[one].logprobs) == limit
+
+
+def test_those_who_part_guess_from_what_they_said_themselves() -> None:
+    first, *others = rows = [Row.of(one) for one in _alike(3)]
+    branch = Branch(rows, Drafter(PROMPTS[0], 8), guess=[7, 8])
+    for row, tokens in zip(rows, ([7, 9], [7, 8, 5], [7, 9]), strict=True):
+        row.take(tokens, [0.0] * len(tokens), 0)
+    (parted,) = branch.part()
+    assert (branch.rows, parted.rows) == ([first, others[1]], [others[0]])
+    assert branch.drafter is not None
+    assert parted.drafter is not None
+    assert parted.drafter.guess(9) == [6, 7, 8, 5], "two were right of two: four ahead"
+    branch.drafter.learn([5, 6], 0)
+    assert branch.drafter.guess(9) == [7, 9], "one was right of two: two ahead"
+    assert not branch.part()
 
 
 def test_rows_that_draw_otherwise_are_kept_apart() -> None:
