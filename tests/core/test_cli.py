@@ -40,21 +40,19 @@ def test_all_commands_are_listed_and_tested() -> None:
     assert {one.name or getattr(one.callback, "__name__", "") for one in cli.app.registered_commands} == set(COMMANDS)
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy() -> None:
     script = (
-        "import sys, time; sys.argv = ['agentgym', '--help']\n"
+        "import sys; sys.argv = ['agentgym', '--help']\n"
         "from agentgym.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
-        "heavy = {'torch', 'docker', 'transformers', 'matplotlib', 'pyarrow', 'scipy'} & set(sys.modules)\n"
-        "print('took', time.process_time(), 'heavy', sorted(heavy))"
+        "heavy = {'torch', 'docker', 'transformers', 'matplotlib', 'pyarrow', 'pandas', 'scipy', 'ray', 'sqlalchemy'}\n"
+        "print('heavy', sorted(heavy & set(sys.modules)), 'of', len(sys.modules))"
     )
-    took = []
-    for _ in range(3):
-        found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-        assert found.endswith("heavy []\n")
-        took.append(float(found.rpartition("took ")[2].partition(" ")[0]))
-    assert min(took) < 0.7
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "Usage" in found
+    assert "heavy [] of" in found
+    assert int(found.split()[-1]) < 900, "a time would say what the machine does beside; this says what help loads"
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ def test_environments_and_rollouts_need_no_torch_and_no_docker() -> None:
     assert run_python(script) == "set()\n"
 
 
-def test_importing_the_package_takes_well_under_half_a_second() -> None:
-    def seconds(script: str) -> float:
-        """Return processor time, which a busy machine does not change."""
-        return min(float(run_python(f"import time; {script}; print(time.process_time())")) for _ in range(3))
+def test_importing_the_package_loads_little_more_than_gymnasium() -> None:
+    def modules(script: str) -> int:
+        """Return how much is loaded: a time would say what else the machine does."""
+        return int(run_python(f"import sys; {script}; print(len(sys.modules))"))
 
-    assert seconds("import agentgym") < 0.5
-    assert seconds("from agentgym import AgentEnv") < 1.0
+    floor = modules("import gymnasium")
+    assert modules("import agentgym") < floor + 100
+    assert modules("from agentgym import AgentEnv") < floor + 300
 
 
 def test_everything_exported_is_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -25,6 +26,8 @@ SYNTAX = re.compile(
     r"</?think>|</?tool_call>|\[(?:TOOL_CALLS|CALL_ID|ARGS)\]|<\|python_tag\|>|<｜tool▁(?:calls?▁(?:begin|end)|sep)｜>"
 )
 """Control tokens that are part of what an assistant says, and not of how its turn is delimited."""
+_TEXTS = 1024
+"""What templates write between contents, at every turn the same: so many texts are encoded once."""
 
 
 class ChatFormat:
@@ -58,7 +61,8 @@ class ChatFormat:
         self.call_format = calls or detect_format(self.template.source)
         self.opens_thought = self.template.opener.rstrip() == "<think>"
         """Whether the prompt opens a thought, so that what is sampled begins inside it."""
-        self._encode_template: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        template_ids = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._encode_template = lru_cache(_TEXTS)(lambda text: template_ids.encode(text, add_special_tokens=False).ids)
         self._unsaid = {
             number
             for number, one in tokenizer.added_tokens_decoder.items()
@@ -158,8 +162,7 @@ class ChatFormat:
         return [piece for piece in pieces if piece[0]]
 
     def _template_ids(self, text: str) -> list[int]:
-        ids: list[int] = self._encode_template.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(self._encode_template(text))
 
     def _find_end(self, role: str) -> int:
         messages = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": role, "content": "observation"}]
