@@ -367,6 +367,42 @@ def test_a_broken_worker_tells_everybody() -> None:
         subject.run(play(subject.engine))
 
 
+def test_a_worker_that_breaks_on_new_weights_tells_who_brought_them() -> None:
+    async def play(engine: Any) -> None:
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
+        await asyncio.sleep(0.05)
+        engine._batch.restart = None
+        with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
+            await asyncio.wait_for(engine.update_weights(), 20)
+        with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
+            await asked
+        with pytest.raises(InfrastructureError, match="the engine is closed and takes no weights"):
+            await asyncio.wait_for(engine.update_weights(), 20)
+
+    for subject in hf(contract_model(tied=False), weights="copied"):
+        subject.run(play(subject.engine))
+
+
+def test_nothing_is_remembered_of_a_request_that_nobody_waits_for() -> None:
+    async def play(engine: Any) -> None:
+        engine.open("a")
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await asyncio.to_thread(engine._worker.submit(bool).result)
+        assert len(engine.prefixes) == 0, "shared weights may have changed while it ended"
+        kept = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
+        await asyncio.sleep(0.05)
+        await engine.abort("a")
+        assert (await kept).stop_reason == "abort"
+        assert len(engine.prefixes) == 1
+
+    for subject in hf(contract_model(tied=True)):
+        subject.run(play(subject.engine))
+
+
 @given(
     st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=9), st.floats(0, 1, exclude_max=True), st.floats(0.1, 1)
 )

@@ -87,16 +87,11 @@ class ContinuousBatch:
         Nothing that old weights computed stays behind, not even where it is masked: not a number would spread.
         """
         self._prefixes.clear()
-        self.look_again()
         with torch.inference_mode():
             rows, self._branches = self.rows, []
             self._cache.clear()
             failed = self._join(rows, version)
             return failed + self._settle(version)
-
-    def look_again(self) -> None:
-        """Ask anew how the model may be computed: something may have been hooked into it."""
-        self._plain = None
 
     def end(self, version: int) -> list[Result]:
         """Abort every row."""
@@ -118,6 +113,7 @@ class ContinuousBatch:
         parts = _portions(sorted(branches, key=lambda one: new[one]), new, self._prefill_tokens)
         rooms = [_room(row) for row in rows]
         together = bool(rows) and max(rooms) * len(rooms) <= 2 * sum(rooms)  # or a long one might cost all their room
+        self._plain = None
         for index, part in enumerate(parts):
             joining = [row for branch in part for row in branch.rows]
             try:
@@ -185,7 +181,7 @@ class ContinuousBatch:
         return max(0, tokens // len(self._branches) - 1)
 
     def _is_plain(self) -> bool:
-        """Whether the model may be computed directly."""
+        """Whether the model may be computed directly; that is asked again whenever rows have joined."""
         if self._plain is None:
             self._plain = not self._autocast and is_plain(self._model) and self._agrees
         return self._plain
@@ -225,6 +221,8 @@ class ContinuousBatch:
             if row.stop is None and not row.request.aborted:
                 continue
             done.append(row)
+            if row.request.forgotten:
+                continue
             save = saves.setdefault(tuple(row.drawn), cache(partial(self._cache.save, place, row.length)))
             self._prefixes.keep(row.request.session, row.context[:-1], save)
         if done:

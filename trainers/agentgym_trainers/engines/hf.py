@@ -107,8 +107,6 @@ class HFEngine:
         self._answers: dict[Request, asyncio.Future[Generation]] = {}
         self._waiting: dict[str, Request] = {}
         self._updates: list[_Update] = []
-        self._news = True
-        """Whether anything may have changed about the model besides its weights."""
         self._busy = False
         self._closed = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentgym-hf")
@@ -123,7 +121,6 @@ class HFEngine:
         self.prefixes.open(session)
         with self._lock:
             self._open.add(session)
-            self._news = True
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
@@ -144,7 +141,6 @@ class HFEngine:
                 raise ValueError(f"session {session!r} already has a request; await it before the next turn")
             self._requests[session] = self._waiting[session] = request
             answer = self._answers[request] = asyncio.get_running_loop().create_future()
-            self._news |= session not in self._open
         self._pump()
         try:
             with self._patience(request) if self._lockstep else nullcontext():
@@ -180,6 +176,7 @@ class HFEngine:
         The tensors are read until this returns: do not change them meanwhile.
 
         Raises:
+            InfrastructureError: the engine is closed, or the model failed on the requests that go on.
             ValueError: requests are pending on shared weights, or the weights do not fit the model.
         """
         version = self.weight_version + 1 if version is None else version
@@ -193,7 +190,6 @@ class HFEngine:
                 copy_weights(self._model, check_weights(weights, self._model))
             self.prefixes.clear()
             with self._lock:
-                self._news = True
                 if self._batch is not None and not self._busy:
                     self._batch.clear()
             self.weight_version = version
@@ -201,6 +197,8 @@ class HFEngine:
         own = self._source.state_dict().items()  # under the names of the copy, adapters and all
         update = _Update(list(own) if weights is None else check_weights(weights, self._model), version)
         with self._lock:
+            if self._closed:
+                raise InfrastructureError("the engine is closed and takes no weights; build a new HFEngine")
             self._updates.append(update)
         self._pump()
         await asyncio.wrap_future(update.done)
@@ -258,7 +256,7 @@ class HFEngine:
                     raise
 
     def _drop(self, request: Request) -> None:
-        request.aborted = True
+        request.aborted = request.forgotten = True
         with self._lock:
             self._answers.pop(request, None)
             for requests in (self._requests, self._waiting):
@@ -295,17 +293,14 @@ class HFEngine:
         """Compute until there is nothing left to do."""
         while True:
             with self._lock:
-                updates, self._updates = self._updates, []
+                update = self._updates.pop(0) if self._updates else None
                 joining = self._joining(forced)
-                if not updates and not joining and not (self._batch and self._batch.rows):
+                if update is None and not joining and not (self._batch and self._batch.rows):
                     self._busy = False
                     self._give_back()
                     break
-                news, self._news = self._news, False
             forced = False
-            if news and self._batch is not None:
-                self._batch.look_again()
-            done = [one for update in updates for one in self._renew(update)]
+            done = [] if update is None else self._renew(update)
             if self._lockstep or self._batch is None:
                 # Results come back together: a chunk that overtook the others would change who meets next.
                 for start in range(0, len(joining), self._max_batch):
@@ -368,7 +363,11 @@ class HFEngine:
             update.done.set_exception(error)
             return []
         self.weight_version = update.version
-        done = self._batch.restart(update.version) if self._batch is not None else []
+        try:
+            done = self._batch.restart(update.version) if self._batch is not None else []
+        except BaseException as error:
+            update.done.set_exception(InfrastructureError(f"the engine failed: {error!r}"))
+            raise
         update.done.set_result(None)
         return done
 

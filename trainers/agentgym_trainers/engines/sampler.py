@@ -23,6 +23,8 @@ class Request:
     stop_ids: frozenset[int]
     aborted: bool = False
     """Whether it is to end with what was sampled so far."""
+    forgotten: bool = False
+    """Whether nobody waits for it any more, and nothing of it is to be remembered."""
 
 
 @dataclass(eq=False, slots=True)
