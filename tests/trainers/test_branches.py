@@ -25,7 +25,8 @@ PROMPTS = ([5, 6, 7, 8, 5, 6], [9, 3], [9, 3, 4])
 def _run(joining: list[list[Request]], draft_tokens: int, restart: int | None = None) -> dict[Request, Generation]:
     """Let requests join at their ticks."""
     prefixes = PrefixStore(1 << 20)
-    batch, done = ContinuousBatch(MODEL, prefixes, draft_tokens=draft_tokens), {}
+    batch = ContinuousBatch(MODEL, prefixes, draft_tokens=draft_tokens)
+    done: dict[Request, Generation | Exception] = {}
     for tick in itertools.count():
         if tick == restart:
             done |= dict(batch.restart(0))
