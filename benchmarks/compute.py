@@ -25,7 +25,7 @@ from agentgym_trainers.network import Network, portions
 from agentgym_trainers.settings import ComputeSettings
 
 LOGITS = ("naive", "chunked")
-ROWS = ("none", "rows", "prompts")
+ROWS = ("none", "rows", "prefixes")
 
 
 def logits(variant: str, args: argparse.Namespace) -> Callable[[], object]:

@@ -133,6 +133,7 @@ def main(
     imitate: Annotated[int, typer.Option(min=0, help="Steps of the warm start; 0: as many as the model is given.")] = 0,
     operators: Annotated[int, typer.Option(min=0, help="Calls that an episode takes; 0: as the model is given.")] = 0,
     drafts: Annotated[int, typer.Option(min=0, help="Tokens that our engine guesses at most; 0: none.")] = 6,
+    packing: Annotated[str, typer.Option(help="How our updates lay rows: none, rows or prefixes.")] = "none",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Train a calculator agent with each system for the same time; print what a step costs and where it led.
@@ -154,7 +155,7 @@ def main(
     budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8, "operators": chain.operators}
     budget["policy_lr"] = LEARNING_RATE[model]
     room = {"turns": chain.turns, "completion": chain.completion, "context": chain.context, "turn": TURN_TOKENS}
-    speeds, engine = latencies.split(","), {"draft_tokens": drafts}
+    speeds, engine, compute = latencies.split(","), {"draft_tokens": drafts}, {"packing": packing}
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
@@ -170,7 +171,9 @@ def main(
                 bars.update(bar, description=f"{name}, tools {speed}")
                 allowed = 3 if speed == "heavy" and staleness else staleness
                 fewest = 1 + allowed + 4
-                answer = ours({**asked, "max_staleness": allowed, "fewest": fewest, "compute": {}, "engine": engine})
+                answer = ours(
+                    {**asked, "max_staleness": allowed, "fewest": fewest, "compute": compute, "engine": engine}
+                )
                 systems[name] = Figures(answer["steps"][1 + allowed :], answer["peak_mb"])
                 bars.advance(bar)
             for name, python in peers.items() if speed != "heavy" else ():

@@ -35,7 +35,7 @@ SHAPE = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, 
 
 VARIANTS: dict[str, tuple[Any, Any, bool]] = {
     "none": ("none", "own", False),
-    "prompts": ("prompts", "own", False),
+    "prefixes": ("prefixes", "own", False),
     **({"adapters": ("rows", "policy", True)} if find_spec("peft") else {}),
 }
 """Packing, the critic's trunk, and whether adapters are trained."""

@@ -55,7 +55,7 @@ def weights(one: Learner) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in one.model.parameters()])
 
 
-@pytest.mark.parametrize("packing", ["none", "prompts"])
+@pytest.mark.parametrize("packing", ["none", "prefixes"])
 def test_recomputed_activations_make_the_same_step_without_dropout(tiny: Tiny, packing: Any) -> None:
     careless = copy.deepcopy(tiny[0])
     for layer in careless.model.layers:

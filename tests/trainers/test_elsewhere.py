@@ -70,10 +70,10 @@ def learn(model: Any, compute: ComputeSettings, critic: CriticSettings | None) -
 @pytest.mark.parametrize(
     ("packing", "critic", "recompute", "lora"),
     [
-        pytest.param("prompts", None, False, False, id="grpo"),
+        pytest.param("prefixes", None, False, False, id="grpo"),
         pytest.param("none", CriticSettings(), True, False, id="ppo-recomputed"),
         pytest.param("rows", CriticSettings(trunk="policy", trunk_weight=0.5), True, False, id="value-head"),
-        pytest.param("prompts", None, True, True, id="lora"),
+        pytest.param("prefixes", None, True, True, id="lora"),
     ],
 )
 def test_a_learner_elsewhere_learns_as_one_here(

@@ -63,7 +63,7 @@ def train(lab: Any, folder: Path, environment: str, **trainer: Any) -> RunDirect
     return run
 
 
-@pytest.mark.parametrize("packing", ["none", "prompts"])
+@pytest.mark.parametrize("packing", ["none", "prefixes"])
 @pytest.mark.parametrize("environment", ["tests/NoSandbox-v0", "tests/NoTools-v0"])
 def test_a_run_goes_on_without_attempts_that_never_began(
     lab: Any, tmp_path: Path, environment: str, packing: str

@@ -45,8 +45,33 @@ def siblings(prompts: int = 3, attempts: int = 3) -> list[TokenBuffer]:
     return made
 
 
+def tree() -> list[TokenBuffer]:
+    """Attempts that part in a prompt, in what was sampled, in what was told, at the very end, or not at all."""
+    rows = [
+        [(20, 21, 22), (30, 31, 32), (9, 10), (40, 41)],
+        [(20, 21, 22), (30, 31, 33), (9, 10), (40,)],
+        [(20, 21, 22), (30, 31, 32), (9, 11), (40, 41)],
+        [(20, 21, 22), (30, 31, 32), (9, 10), (40, 41, 42)],
+        [(20, 21, 22), (30, 31, 32), (9, 10), (40, 41)],
+        [(20, 25, 22), (30, 31, 32), (9, 10), (40, 41)],
+        [(50, 51), (30,)],
+        [(20, 21, 22), (30,)],
+    ]
+    made = []
+    for row in rows:
+        buffer = TokenBuffer()
+        for turn, ids in enumerate(row):
+            if turn % 2:
+                buffer.append_sampled(list(ids), [-5.5] * len(ids), turn // 2)
+            else:
+                buffer.append_text(list(ids), turn // 2)
+        made.append(buffer)
+    return made
+
+
 GROUPS = TokenBatch.of(siblings())
-packings = pytest.mark.parametrize("packing", ["rows", "prompts"])
+TREE = TokenBatch.of(tree())
+packings = pytest.mark.parametrize("packing", ["rows", "prefixes"])
 
 
 def scores(model: Any, batch: TokenBatch, packing: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +80,7 @@ def scores(model: Any, batch: TokenBatch, packing: Any) -> tuple[torch.Tensor, t
 
 
 @packings
-@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["strangers", "siblings"])
+@pytest.mark.parametrize("batch", [BATCH, GROUPS, TREE], ids=["strangers", "siblings", "tree"])
 def test_packed_logprobs_are_those_of_rows_alone(tiny: Tiny, packing: str, batch: TokenBatch) -> None:
     logp_BL, entropy_BL = scores(tiny[0], batch, packing)
     for row in range(len(batch.length_B)):
@@ -78,11 +103,12 @@ def test_other_families_pack_too(packing: str) -> None:
 
 
 @packings
-def test_gradients_of_packed_rows_are_those_of_padded_ones(tiny: Tiny, packing: Any) -> None:
+@pytest.mark.parametrize("batch", [GROUPS, TREE], ids=["siblings", "tree"])
+def test_gradients_of_packed_rows_are_those_of_padded_ones(tiny: Tiny, packing: Any, batch: TokenBatch) -> None:
     found = []
     for one in ("none", packing):
         model = copy.deepcopy(tiny[0])
-        logp_BL = Network(model, ComputeSettings(packing=one))(GROUPS, temperature=1.0)[0]
+        logp_BL = Network(model, ComputeSettings(packing=one))(batch, temperature=1.0)[0]
         (logp_BL * torch.arange(logp_BL.numel()).reshape(logp_BL.shape).sin()).sum().backward()
         found.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(one, other, atol=1e-5, rtol=1e-4) for one, other in zip(*found, strict=True))
@@ -94,6 +120,11 @@ def test_no_token_is_laid_out_twice_or_for_nothing() -> None:
     prompts = [5, 12, 19]
     assert shared.ids_1P.numel() == int(GROUPS.length_B.sum()) - 2 * sum(prompts)
     assert len(shared.source_N) == int(GROUPS.sampled_BL.sum())
+    rows = [tuple(ids[:length]) for ids, length in zip(TREE.ids_BL.tolist(), TREE.length_B.tolist(), strict=True)]
+    beginnings = {ids[:stop] for ids in rows for stop in range(1, len(ids) + 1)}
+    shared = pack(TREE, share=True)
+    assert shared.ids_1P.numel() == len(beginnings) < sum(map(len, rows)) / 2
+    assert len(shared.pieces) == len(set(rows))
 
 
 @packings
@@ -151,7 +182,7 @@ def _step(tiny: Tiny, **compute: Any) -> tuple[dict[str, float], torch.Tensor]:
 @settings(max_examples=12, deadline=None)
 @given(
     token_budget=st.integers(1, 400), logit_budget=st.integers(272, 40_000),
-    packing=st.sampled_from(["none", "rows", "prompts"]),
+    packing=st.sampled_from(["none", "rows", "prefixes"]),
 )  # fmt: skip
 def test_the_layout_of_micro_batches_changes_no_step(
     tiny: Tiny, whole_step: Any, token_budget: int, logit_budget: int, packing: str
@@ -161,12 +192,15 @@ def test_the_layout_of_micro_batches_changes_no_step(
     assert (found - whole_step[1]).abs().max() < 5e-5  # the step itself is 1e-3
 
 
-@given(budget=st.integers(1, 200), share=st.booleans(), order=st.permutations(range(9)))
-def test_packed_portions_hold_every_row_once_within_the_budget(budget: int, share: bool, order: list[int]) -> None:
-    parts = list(micro_batches(GROUPS, torch.tensor(order), budget, share=share))
-    assert sorted(torch.cat(parts).tolist()) == list(range(9))
+@given(budget=st.integers(1, 200), share=st.booleans(), batch=st.sampled_from([GROUPS, TREE]), draws=st.data())
+def test_packed_portions_hold_every_row_once_within_the_budget(
+    budget: int, share: bool, batch: TokenBatch, draws: st.DataObject
+) -> None:
+    order = draws.draw(st.permutations(range(len(batch.length_B))))
+    parts = list(micro_batches(batch, torch.tensor(order), budget, share=share))
+    assert sorted(torch.cat(parts).tolist()) == sorted(order)
     for part in parts:
-        size = pack(GROUPS.rows(part), share=share).ids_1P.numel()
+        size = pack(batch.rows(part), share=share).ids_1P.numel()
         assert size <= budget or len(part) == 1
 
 

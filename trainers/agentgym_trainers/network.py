@@ -34,7 +34,7 @@ def portions(batch: TokenBatch, index_R: Tensor, compute: ComputeSettings) -> It
     """Split rows into micro-batches within the token budget."""
     if compute.packing == "none":
         return batch.micro_batches(index_R, compute.token_budget)
-    return micro_batches(batch, index_R, compute.token_budget, share=compute.packing == "prompts")
+    return micro_batches(batch, index_R, compute.token_budget, share=compute.packing == "prefixes")
 
 
 class Network(nn.Module):
@@ -92,4 +92,4 @@ class Network(nn.Module):
         with recomputing(trunk) if self._compute.recompute and torch.is_grad_enabled() else nullcontext():
             if self._compute.packing == "none":
                 return predicting_states(trunk, part.ids_BL, part.sampled_BL)
-            return packed_states(trunk, pack(part, share=self._compute.packing == "prompts"))
+            return packed_states(trunk, pack(part, share=self._compute.packing == "prefixes"))

@@ -1,9 +1,14 @@
-"""Rows end to end in one long row, without padding: attention is computed piece by piece, so no row sees another."""
+"""Rows end to end in one long row, without padding: attention is computed piece by piece, so no row sees another.
+
+Attempts of a group begin alike, and often go on alike. Their tokens form a tree: what several rows begin with may be
+laid and computed once, and gradients of all that goes on from there meet in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,12 +28,12 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Neighbouring tokens that read one another causally, and before them all tokens of a shared prefix."""
+    """Neighbouring tokens that read one another causally, and before them all tokens of a shared beginning."""
 
     start: int
     stop: int
-    prefix: tuple[int, int] = (0, 0)
-    """Where the prefix lies: start and stop, equal if there is none."""
+    before: tuple[tuple[int, int], ...] = ()
+    """Where that beginning lies: starts and stops, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +54,27 @@ def pack(part: TokenBatch, *, share: bool) -> Layout:
 
     Args:
         part: at least one row.
-        share: lay prompts, which are what precedes the first sampled token, that several rows have in common only once.
+        share: lay only once what several rows begin with, be it read or sampled.
     """
-    rows = [ids[:length] for ids, length in zip(part.ids_BL.tolist(), part.length_B.tolist(), strict=True)]
-    sampled = [mask[: len(row)] for mask, row in zip(part.sampled_BL.tolist(), rows, strict=True)]
-    heads = _prompts(part) if share else [()] * len(rows)
+    rows = _rows(part)
     ids: list[int] = []
     positions: list[int] = []
     pieces: list[Piece] = []
-    sources: list[int] = []
-    laid: dict[tuple[int, ...], tuple[int, int]] = {(): (0, 0)}
-
-    def lay(tokens: list[int], first: int, prefix: tuple[int, int]) -> int:
-        start = len(ids)
-        ids.extend(tokens)
-        positions.extend(range(first, first + len(tokens)))
-        pieces.append(Piece(start, len(ids), prefix))
-        return start
-
-    for row, mask, head in zip(rows, sampled, heads, strict=True):
-        if head not in laid:
-            start = lay(list(head), 0, (0, 0))
-            laid[head] = start, start + len(head)
-        prefix, known = laid[head], len(head)
-        start = lay(row[known:], known, prefix)
-        place = [prefix[0] + at if at < known else start + at - known for at in range(len(row))]
-        sources += [place[at - 1] for at, own in enumerate(mask) if own]
+    places: list[list[int]] = [[]] * len(rows)
+    last = -1
+    for index in _order(rows) if share else range(len(rows)):
+        row, start = rows[index], len(ids)
+        # In this order no row has more in common with any other than with the one before.
+        common = _common(row, rows[last]) if share and last >= 0 else 0
+        place = places[last][:common]
+        ids += row[common:]
+        positions += range(common, len(row))
+        if common < len(row):
+            pieces.append(Piece(start, len(ids), _spans(place)))
+        places[index] = [*place, *range(start, len(ids))]
+        last = index
     device = part.ids_BL.device
+    sources = [places[row][at - 1] for row, at in part.sampled_BL.nonzero().tolist()]
     return Layout(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
@@ -99,18 +98,15 @@ def packed_states(trunk: Any, layout: Layout) -> Tensor:
 
 def micro_batches(batch: TokenBatch, index_R: Tensor, token_budget: int, *, share: bool) -> Iterator[Tensor]:
     """Split rows so that no part lays out more than `token_budget` tokens; a longer row is a part of its own."""
-    lengths, heads = batch.length_B.tolist(), _prompts(batch) if share else [()] * len(batch.length_B)
-    first = {head: place for place, head in reversed(list(enumerate(heads)))}
+    rows, chosen = _rows(batch), index_R.tolist()
     taken: list[int] = []
-    used, laid = 0, set[tuple[int, ...]]()
-    for row in sorted(index_R.tolist(), key=lambda one: first[heads[one]]) if share else index_R.tolist():
-        head = heads[row]
-        cost = lengths[row] - (len(head) if head in laid else 0)
+    used = 0
+    for row in [chosen[place] for place in _order([rows[one] for one in chosen])] if share else chosen:
+        cost = len(rows[row]) - (_common(rows[row], rows[taken[-1]]) if share and taken else 0)
         if taken and used + cost > token_budget:
             yield torch.tensor(taken)
-            taken, used, laid, cost = [], 0, set(), lengths[row]
+            taken, used, cost = [], 0, len(rows[row])
         taken.append(row)
-        laid.add(head)
         used += cost
     if taken:
         yield torch.tensor(taken)
@@ -164,18 +160,36 @@ def attend(
 
 
 def _attend_piece(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: float | None) -> Tensor:
-    own, (first, last) = slice(piece.start, piece.stop), piece.prefix
+    own = slice(piece.start, piece.stop)
     query = query[:, :, own]
-    if first == last:
+    if not piece.before:
         return scaled_dot_product_attention(query, key[:, :, own], value[:, :, own], is_causal=True, scale=scale)
-    key = torch.cat([key[:, :, first:last], key[:, :, own]], dim=2)
-    value = torch.cat([value[:, :, first:last], value[:, :, own]], dim=2)
-    length = piece.stop - piece.start
-    seen = torch.ones(length, last - first + length, dtype=torch.bool, device=query.device).tril(last - first)
+    spans = [*(slice(start, stop) for start, stop in piece.before), own]
+    key, value = (torch.cat([one[:, :, span] for span in spans], dim=2) for one in (key, value))
+    length, width = query.shape[2], key.shape[2]
+    seen = torch.ones(length, width, dtype=torch.bool, device=query.device).tril(width - length)
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
 
-def _prompts(batch: TokenBatch) -> list[tuple[int, ...]]:
-    """Return what precedes the first sampled token of each row."""
-    first_B = batch.sampled_BL.to(torch.uint8).argmax(1)
-    return [tuple(ids[:first]) for ids, first in zip(batch.ids_BL.tolist(), first_B.tolist(), strict=True)]
+def _rows(batch: TokenBatch) -> list[list[int]]:
+    return [ids[:length] for ids, length in zip(batch.ids_BL.tolist(), batch.length_B.tolist(), strict=True)]
+
+
+def _order(rows: Sequence[list[int]]) -> list[int]:
+    """Return the order in which rows that begin alike are neighbours."""
+    return sorted(range(len(rows)), key=rows.__getitem__)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two rows have in common, from the first on."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def _spans(place: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return runs of neighbours as starts and stops."""
+    cuts = [0, *(at for at in range(1, len(place)) if place[at] != place[at - 1] + 1), len(place)]
+    return tuple((place[start], place[stop - 1] + 1) for start, stop in pairwise(cuts) if start < stop)

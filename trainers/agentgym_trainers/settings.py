@@ -179,7 +179,7 @@ class ComputeSettings(Record):
     """CPU threads; 0 leaves PyTorch's choice. A run repeats bit for bit only with the same number."""
     token_budget: Positive = 4096
     """Tokens per micro-batch, padding included; small ones suit CPUs, large ones GPUs."""
-    packing: Literal["none", "rows", "prompts"] = "none"
+    packing: Literal["none", "rows", "prefixes"] = "none"
     """Pad rows; lay them end to end; or do so and compute a prompt once for all attempts that begin with it."""
     logit_budget: Positive = 1 << 24
     """Logits (tokens x vocabulary) that may exist at once in the trainer."""
