@@ -1,4 +1,4 @@
-"""What an update costs: memory of vocabulary logits, and time and memory of padded, packed and prompt-sharing rows.
+"""What an update costs: memory of vocabulary logits, and time and memory of padded, packed and sharing rows.
 
 python -m benchmarks.compute --vocab 151936 --tokens 2048
 """

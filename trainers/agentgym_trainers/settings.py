@@ -180,7 +180,7 @@ class ComputeSettings(Record):
     token_budget: Positive = 4096
     """Tokens per micro-batch, padding included; small ones suit CPUs, large ones GPUs."""
     packing: Literal["none", "rows", "prefixes"] = "none"
-    """Pad rows; lay them end to end; or do so and compute a prompt once for all attempts that begin with it."""
+    """Pad rows; lay them end to end; or do so and compute once what several rows begin with."""
     logit_budget: Positive = 1 << 24
     """Logits (tokens x vocabulary) that may exist at once in the trainer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
