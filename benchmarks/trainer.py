@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich import box
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from agentgym_trainers.settings import ComputeSettings
 from benchmarks.shared_venv import InstallError, shared_venv
 from benchmarks.trainer_chain import TURN_TOKENS, Chain
 
@@ -148,6 +149,8 @@ def main(
     """
     if model not in MODELS:
         raise typer.BadParameter(f"--model knows {', '.join(MODELS)}, not {model!r}")
+    if packing not in (known := get_args(ComputeSettings.model_fields["packing"].annotation)):
+        raise typer.BadParameter(f"--packing knows {', '.join(known)}, not {packing!r}")
     seconds = 10.0 if quick else seconds
     chosen = MODELS[model]
     chosen = replace(chosen, steps=imitate or chosen.steps, operators=operators or chosen.operators)

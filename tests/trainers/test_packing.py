@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import score, token_logprobs
 from agentgym_trainers.network import Network
-from agentgym_trainers.packing import allow_packing, micro_batches, pack
+from agentgym_trainers.packing import Layout, allow_packing, micro_batches, pack, packed_states
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 
 Tiny = tuple[Any, ChatFormat]
@@ -112,6 +113,45 @@ def test_gradients_of_packed_rows_are_those_of_padded_ones(tiny: Tiny, packing: 
         (logp_BL * torch.arange(logp_BL.numel()).reshape(logp_BL.shape).sin()).sum().backward()
         found.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(one, other, atol=1e-5, rtol=1e-4) for one, other in zip(*found, strict=True))
+
+
+def test_many_threads_add_gradients_up_in_one_order() -> None:
+    """Rows that part at one token meet in it again; three and more sums depend on their order."""
+    torch.manual_seed(0)
+    states_1PD, source_N = torch.randn(1, 64, 512, requires_grad=True), torch.arange(4096) % 3
+    layout = Layout(torch.zeros(1, 64), torch.zeros(1, 64), (), source_N)
+    weight_ND = torch.randn(4096, 512)
+    before, found = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(4)
+        for _ in range(12):
+            states_ND = packed_states(lambda **_: SimpleNamespace(last_hidden_state=states_1PD), layout)
+            found.append(torch.autograd.grad((states_ND * weight_ND).sum(), states_1PD)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_rows_that_share_next_to_nothing_lay_all_of_it() -> None:
+    def rows(common: int) -> TokenBatch:
+        made = []
+        for row in range(2):
+            buffer = TokenBuffer()
+            buffer.append_text([3] * common, 0)
+            buffer.append_sampled([100 + row] * (320 - common), [-1.0] * (320 - common), 0)
+            made.append(buffer)
+        return TokenBatch.of(made)
+
+    assert pack(rows(19), share=True).ids_1P.numel() == 640
+    assert pack(rows(20), share=True).ids_1P.numel() == 620
+
+
+def test_rows_that_share_all_but_little_still_fill_a_portion() -> None:
+    buffer = TokenBuffer()
+    buffer.append_text([3] * 90, 0)
+    buffer.append_sampled([7] * 10, [-1.0] * 10, 0)
+    parts = list(micro_batches(TokenBatch.of([buffer] * 20), torch.arange(20), 200, share=True))
+    assert [len(part) for part in parts] == [8, 8, 4]
 
 
 def test_no_token_is_laid_out_twice_or_for_nothing() -> None:

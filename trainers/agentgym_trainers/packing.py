@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,6 +24,10 @@ from agentgym_trainers.engines.slots import PIECES
 
 _NAME = PIECES
 _TOLERANCE = 1e-4
+_TIMES = 4
+"""How many times its tokens a micro-batch may be read, at most: keys, values and scores exist for every reading."""
+_LEAST = 16
+"""A row shares a sixteenth of its length or nothing: attention to what lies elsewhere takes a mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ def pack(part: TokenBatch, *, share: bool) -> Layout:
     last = -1
     for index in _order(rows) if share else range(len(rows)):
         row, start = rows[index], len(ids)
-        # In this order no row has more in common with any other than with the one before.
-        common = _common(row, rows[last]) if share and last >= 0 else 0
+        # In this order no row has more in common with an earlier one than with the last.
+        common = _shared(row, rows[last]) if share and last >= 0 else 0
         place = places[last][:common]
         ids += row[common:]
         positions += range(common, len(row))
@@ -93,21 +97,26 @@ def packed_states(trunk: Any, layout: Layout) -> Tensor:
         pieces=layout.pieces,
         use_cache=False,
     ).last_hidden_state
-    return hidden_1PD[0, layout.source_N]
+    # As by an index, but gradients that meet in a token are added up in one order, by however many threads.
+    return embedding(layout.source_N, hidden_1PD[0])
 
 
 def micro_batches(batch: TokenBatch, index_R: Tensor, token_budget: int, *, share: bool) -> Iterator[Tensor]:
-    """Split rows so that no part lays out more than `token_budget` tokens; a longer row is a part of its own."""
+    """Split rows so that no part lays out more than `token_budget` tokens; a longer row is a part of its own.
+
+    Nor are all rows of a part, counted apart, longer than some times that: each reads, and is scored, for itself.
+    """
     rows, chosen = _rows(batch), index_R.tolist()
     taken: list[int] = []
-    used = 0
+    laid = read = 0
     for row in [chosen[place] for place in _order([rows[one] for one in chosen])] if share else chosen:
-        cost = len(rows[row]) - (_common(rows[row], rows[taken[-1]]) if share and taken else 0)
-        if taken and used + cost > token_budget:
+        length = len(rows[row])
+        new = length - (_shared(rows[row], rows[taken[-1]]) if share and taken else 0)
+        if taken and (laid + new > token_budget or read + length > _TIMES * token_budget):
             yield torch.tensor(taken)
-            taken, used, cost = [], 0, len(rows[row])
+            taken, laid, read, new = [], 0, 0, length
         taken.append(row)
-        used += cost
+        laid, read = laid + new, read + length
     if taken:
         yield torch.tensor(taken)
 
@@ -155,18 +164,26 @@ def attend(
         raise AgentgymError("packing knows no sliding windows and no soft-capping; set trainer.compute.packing to none")
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    parts = [_attend_piece(query, key, value, piece, given.get("scaling")) for piece in pieces]
+    cuts = sorted({place for piece in pieces for span in (*piece.before, (piece.start, piece.stop)) for place in span})
+    index = {place: number for number, place in enumerate(cuts)}
+    sizes = [stop - start for start, stop in pairwise(cuts)]
+    # Cut once: the gradient of each cut is as large as the whole.
+    queries, keys, values = (torch.split(one, sizes, dim=2) for one in (query, key, value))
+    parts = []
+    for piece in pieces:
+        own = slice(index[piece.start], index[piece.stop])
+        heard = [number for start, stop in piece.before for number in range(index[start], index[stop])]
+        seen = [*heard, *range(own.start, own.stop)]
+        key, value = (torch.cat([one[number] for number in seen], dim=2) for one in (keys, values))
+        parts.append(_attend_piece(torch.cat(queries[own], dim=2), key, value, given.get("scaling")))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _attend_piece(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: float | None) -> Tensor:
-    own = slice(piece.start, piece.stop)
-    query = query[:, :, own]
-    if not piece.before:
-        return scaled_dot_product_attention(query, key[:, :, own], value[:, :, own], is_causal=True, scale=scale)
-    spans = [*(slice(start, stop) for start, stop in piece.before), own]
-    key, value = (torch.cat([one[:, :, span] for span in spans], dim=2) for one in (key, value))
+def _attend_piece(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Let the last of the tokens, those with queries, read one another causally and all that lies before them."""
     length, width = query.shape[2], key.shape[2]
+    if length == width:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     seen = torch.ones(length, width, dtype=torch.bool, device=query.device).tril(width - length)
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
@@ -178,6 +195,12 @@ def _rows(batch: TokenBatch) -> list[list[int]]:
 def _order(rows: Sequence[list[int]]) -> list[int]:
     """Return the order in which rows that begin alike are neighbours."""
     return sorted(range(len(rows)), key=rows.__getitem__)
+
+
+def _shared(row: Sequence[int], last: Sequence[int]) -> int:
+    """Return how many tokens a row need not lay that begins like the last one."""
+    common = _common(row, last)
+    return common if _LEAST * common >= len(row) else 0
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
