@@ -298,6 +298,17 @@ def test_an_engines_copy_is_counted_in_its_type(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
+    ("engine", "staleness", "counted"),
+    [("hf", 0, False), ("hf", 1, True), ("vllm", 0, True), ("vllm-server", 1, False)],
+)
+def test_a_copy_of_the_weights_is_counted_where_there_is_one(
+    tiny: Tiny, engine: str, staleness: int, counted: bool
+) -> None:
+    settings = TrainerSettings.model_validate({"engine": {"name": engine}, "schedule": {"max_staleness": staleness}})
+    assert ("the sampler's weights" in least_memory(settings, tiny[0].config)) is counted
+
+
+@pytest.mark.parametrize(
     ("device", "ranks", "rank", "reason"),
     [
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ from agentgym import registry
 from agentgym.errors import RecipeError, SandboxError
 from agentgym.run import RunDirectory
 from agentgym.tokens import TokenBuffer
+from agentgym.types import Group, Message, Trajectory, Turn
 from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.collect import refuse_no_room
+from agentgym_trainers.models import export, new_model, refuse_longer
 from agentgym_trainers.native import NativeTrainer
+from agentgym_trainers.policies import checkpoint_policy
+from agentgym_trainers.settings import ModelSettings
 
 BEGUN = count()
 MODEL = {"vocab_size": 300, "hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64}
@@ -94,10 +101,41 @@ def test_a_step_in_which_every_attempt_is_lost_teaches_nothing(lab: Any, tmp_pat
     assert lab.column(run, "train/tokens") == [0.0, 0.0]
 
 
-def test_attempts_that_do_not_fit_into_the_context_teach_nothing(lab: Any, tmp_path: Path) -> None:
-    run = train(lab, tmp_path, "agentgym/Calculator-v0", model={**MODEL, "context_length": 4})
-    assert lab.column(run, "end/context") == [1.0, 1.0]
-    assert lab.column(run, "train/tokens") == [0.0, 0.0]
+def test_a_run_in_which_no_prompt_fits_into_the_context_is_one_sentence(lab: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=r"none in 6 attempts: the shortest prompt, of 'calculator.*', takes \d\d+ tokens .* the context has 4; "
+        r"raise trainer\.model\.context_length",
+    ):
+        train(lab, tmp_path, "agentgym/Calculator-v0", model={**MODEL, "context_length": 4})
+
+
+def test_one_prompt_that_fits_is_enough_to_go_on(tiny: tuple[Any, ChatFormat]) -> None:
+    def groups(*attempts: Trajectory) -> list[Group]:
+        return [Group("task", [one]) for one in attempts]
+
+    prompt = (Message(role="user", content="46"),)
+    cut = Trajectory("task", "train", prompt, [], end="context")
+    played = replace(cut, turns=[Turn(Message(role="assistant", content="46"), ())])
+    for going_on in ((), (cut, played), (cut, replace(cut, end="infrastructure"))):
+        refuse_no_room(groups(*going_on), tiny[1], 9)
+    with pytest.raises(RecipeError, match="none in 2 attempts"):
+        refuse_no_room(groups(cut, cut), tiny[1], 9)
+
+
+def test_a_context_longer_than_the_models_is_refused_only_where_it_was_asked_for(lab: Any, tmp_path: Path) -> None:
+    small = ModelSettings.model_validate({**MODEL, "context_length": 64})
+    model, tokenizer = new_model(small, ["some words"], 0, "cpu")
+    export(model, tokenizer, tmp_path / "model")
+    for asked in ({}, {"context_length": 64}):
+        refuse_longer(ModelSettings.model_validate({"path": str(tmp_path / "model"), **asked}), 64)
+    with pytest.raises(
+        RecipeError,
+        match=r"context_length: wanted at most the 64 tokens that the model of .*/model reads, found 65; lower",
+    ):
+        train(lab, tmp_path, "agentgym/Calculator-v0", model={"path": str(tmp_path / "model"), "context_length": 65})
+    with pytest.raises(RecipeError, match=r"at most the 64 tokens that the model reads, found 65"):
+        checkpoint_policy(tmp_path / "model", context_length=65)
 
 
 def test_an_empty_buffer_is_a_row_of_padding() -> None:

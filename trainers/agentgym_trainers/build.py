@@ -22,7 +22,7 @@ from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, tr
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import refuse_too_large
-from agentgym_trainers.models import load_config, load_model, new_config, new_model
+from agentgym_trainers.models import load_config, load_model, new_config, new_model, refuse_longer
 from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import TrainerSettings
@@ -119,7 +119,7 @@ async def build(
     world = world or World()
     model_settings, compute, seed = settings.model, settings.compute, prepared.recipe.seed
     warm = state is None or state["step"] < settings.sft.steps
-    _check_memory(settings, checkpoint, world)
+    _check_sizes(settings, checkpoint, world)
     shown = await _demonstrate(prepared, settings, progress, world) if warm and settings.sft.steps else []
     if checkpoint is not None:
         model, tokenizer = load_model(checkpoint.model_path, compute.device)
@@ -131,7 +131,7 @@ async def build(
     if settings.lora is not None:
         add_lora(model, settings.lora, derive_seed(seed, "lora"))
     chat = ChatFormat(tokenizer, thinking=settings.chat.thinking, calls=settings.chat.calls)
-    context = min(model_settings.context_length, model.config.max_position_embeddings)
+    context = min(model_settings.context_length, model.config.get_text_config().max_position_embeddings)
     env, by_id = prepared.make_env(), {task.id: task for task in prepared.train}
     tokenised = await tokenise(
         shown, chat, context, lambda name: [one.schema for one in env.tools_for(by_id[name]).values()]
@@ -157,9 +157,11 @@ def _imitable(demonstrations: Sequence[Trajectory]) -> list[TokenBuffer]:
     return rows
 
 
-def _check_memory(settings: TrainerSettings, checkpoint: Checkpoint | None, world: World) -> None:
+def _check_sizes(settings: TrainerSettings, checkpoint: Checkpoint | None, world: World) -> None:
+    """Refuse before anything is loaded or played."""
     path = checkpoint.model_path if checkpoint else settings.model.path
     config = new_config(settings.model, settings.model.vocab_size) if path is None else load_config(model_folder(path))
+    refuse_longer(settings.model, config.get_text_config().max_position_embeddings)
     refuse_too_large(settings, config, ranks=world.size)
 
 

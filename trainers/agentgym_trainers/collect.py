@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from agentgym.errors import RecipeError
 from agentgym.rollout import Rollouts
 from agentgym.sampling import Sampler, derive_seed
 from agentgym.task import Task
 from agentgym.types import Group
 from agentgym_trainers.build import Parts
+from agentgym_trainers.chat import ChatFormat
 
 Metrics = dict[str, float]
 
@@ -39,6 +41,28 @@ class Collector(Protocol):
     async def close(self) -> None:
         """End what is under way."""
         ...
+
+
+def refuse_no_room(groups: Sequence[Group], chat: ChatFormat, context_length: int) -> None:
+    """Refuse to go on where no attempt had room for a turn: from such steps nothing is learned, however many follow.
+
+    Args:
+        groups: of one step.
+        chat: that rendered their prompts.
+        context_length: in tokens.
+
+    Raises:
+        RecipeError: every attempt's prompt fills the context.
+    """
+    attempts = [one for group in groups for one in group.trajectories]
+    if not attempts or any(one.turns or one.end != "context" for one in attempts):
+        return
+    tokens, name = min((sum(len(ids) for ids, _ in chat.prompt(one.prompt, ())), one.task_id) for one in attempts)
+    raise RecipeError(
+        f"wanted room for a turn, found none in {len(attempts)} attempts: the shortest prompt, of {name!r}, takes "
+        f"{tokens} tokens before any tools are described, and the context has {context_length}; raise "
+        "trainer.model.context_length, or choose tasks with shorter prompts"
+    )
 
 
 class LockStep:

@@ -23,7 +23,7 @@ from agentgym.types import pass_rate
 from agentgym_trainers.asynchronous import Asynchronous
 from agentgym_trainers.build import Parts, build
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints, restore_generators
-from agentgym_trainers.collect import Collector, LockStep
+from agentgym_trainers.collect import Collector, LockStep, refuse_no_room
 from agentgym_trainers.heap import share_heap
 from agentgym_trainers.native import Progress
 from agentgym_trainers.optimizer import CollapseError
@@ -158,6 +158,7 @@ class Trainer:
         clock = Stopwatch()
         self.prepared.clock.progress = (self.step - self.settings.sft.steps) / self.settings.policy.steps
         groups, metrics = await self.collector.next(self.step)
+        refuse_no_room(groups, self.parts.chat, self.parts.context_length)
         rewards = [self.prepared.scheme(group) for group in groups]
         clock.lap("rollout")
         seed = derive_seed(self.recipe.seed, "minibatches", self.step)

@@ -19,6 +19,8 @@ _BFLOAT = 2
 _SURE = 0.9
 """Share of what the meta device keeps of a forward pass that real attention kernels keep at least."""
 _PROBE = 8
+_HERE = ("hf", "vllm")
+"""Engines that keep weights on the learner's device; the others' memory is not this device's."""
 
 
 def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> dict[str, int]:
@@ -49,9 +51,10 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
         "activations": tokens * (1 + own_critic) * _activations(model, settings, text),
         "logits": 2 * _FLOAT * logits,
     }
-    if ranks > 1:
+    engine = settings.engine.name
+    if ranks > 1 and engine in _HERE:
         needs["the sampler's weights"] = _FLOAT * whole
-    elif settings.schedule.max_staleness:
+    elif engine == "vllm" or (engine == "hf" and settings.schedule.max_staleness):
         needs["the sampler's weights"] = (_BFLOAT if compute.dtype == "bfloat16" else _FLOAT) * whole
     return needs
 

@@ -57,6 +57,19 @@ def load_config(path: str | Path) -> Any:
         raise _unloadable(path, error) from error
 
 
+def refuse_longer(settings: ModelSettings, limit: int) -> None:
+    """Refuse a context that was asked for in words and is longer than what the model reads.
+
+    Raises:
+        RecipeError: `context_length` is set, and to more than `limit` tokens.
+    """
+    if "context_length" in settings.model_fields_set and settings.context_length > limit:
+        raise RecipeError(
+            f"trainer.model.context_length: wanted at most the {limit} tokens that the model of {settings.path} reads, "
+            f"found {settings.context_length}; lower it, or name a model with a longer context"
+        )
+
+
 def load_tokenizer(path: str | Path, *, download: bool = True) -> Any:
     """Return the tokenizer of a Hugging Face folder or name.
 

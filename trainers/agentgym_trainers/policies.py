@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentgym import registry
+from agentgym.errors import RecipeError
 from agentgym.policy import Sampling
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, find, model_folder
@@ -33,11 +34,15 @@ def checkpoint_policy(
         max_batch: requests computed at once.
 
     Raises:
-        RecipeError: no model can be loaded from there.
+        RecipeError: no model can be loaded from there, or `context_length` is longer than what it reads.
         CheckpointError: the run has no checkpoint yet.
     """
     model, tokenizer = load_model(model_folder(path), device)
-    limit = int(model.config.max_position_embeddings)
+    limit = int(model.config.get_text_config().max_position_embeddings)
+    if context_length is not None and context_length > limit:
+        raise RecipeError(
+            f"wanted a context of at most the {limit} tokens that the model reads, found {context_length}"
+        )
     said, longest = _trained_with(find(Path(path)))
     context = min(context_length or longest or limit, limit)
     chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls)
