@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 RESAMPLES = 20_000
@@ -109,9 +109,9 @@ def interval(values: Sequence[float], *, attempts: int | None = None) -> tuple[f
     size = ceiling if spread == 0.0 and 0.0 < p < 1.0 else float(tasks)
     if spread > 0.0:
         size = min(max(p * (1.0 - p) / spread, 1.0) * tasks, ceiling)
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    z = float(ndtri(0.5 + LEVEL / 2))
     if size > tasks > 1:
-        size = max(tasks, size * (z / float(stats.t.ppf(0.5 + LEVEL / 2, tasks - 1))) ** 2)
+        size = max(tasks, size * (z / float(stdtrit(tasks - 1, 0.5 + LEVEL / 2))) ** 2)
     return wilson(p, size)
 
 
@@ -121,7 +121,7 @@ def wilson(p: float, size: float) -> tuple[float, float]:
     >>> [round(bound, 4) for bound in wilson(0.5, 100)]
     [0.4038, 0.5962]
     """
-    z2 = float(stats.norm.ppf(0.5 + LEVEL / 2)) ** 2
+    z2 = float(ndtri(0.5 + LEVEL / 2)) ** 2
     centre = (p + z2 / (2 * size)) / (1 + z2 / size)
     half = math.sqrt(z2) * math.sqrt(p * (1 - p) / size + z2 / (4 * size**2)) / (1 + z2 / size)
     return (0.0 if p == 0.0 else max(0.0, centre - half)), (1.0 if p == 1.0 else min(1.0, centre + half))
@@ -156,7 +156,7 @@ def _paired_interval(deltas: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tu
     size = len(deltas) + 2
     centre = float(deltas.sum()) / size
     variance = (float((deltas**2).sum()) + 1.0) / size - centre**2
-    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * math.sqrt(variance / size)
+    half = float(ndtri(0.5 + LEVEL / 2)) * math.sqrt(variance / size)
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
@@ -164,6 +164,8 @@ def _paired_p(deltas: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
     moved = deltas[deltas != 0.0]
     if not len(moved):
         return 1.0
+    from scipy import stats  # 30 MB that training has no use for
+
     if np.all(np.abs(moved) == 1.0):
         return float(stats.binomtest(int((moved > 0).sum()), len(moved)).pvalue)
     found = stats.permutation_test(
