@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling, TrainableEngine
@@ -22,6 +23,9 @@ VOCABULARY = 320
 TOLERANCE = 1e-4
 _TRIES = 5
 """What is to happen in the middle of a request may find it over, where other processes take the time."""
+_BEGUN_S = 60.0
+_IDLE_S = 1.0
+"""An engine must stop within this; what it is to stop takes several times as long."""
 
 
 def contract_model(*, tied: bool) -> Any:
@@ -33,6 +37,19 @@ def contract_model(*, tied: bool) -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     return Qwen2ForCausalLM(config).eval()
+
+
+def hybrid_model() -> Any:
+    """A small Qwen3.5 of random weights, whose first layer hands on a state instead of keys and values."""
+    config = Qwen3_5TextConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        initializer_range=0.15, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=2,
+        linear_num_key_heads=1, linear_key_head_dim=16, linear_value_head_dim=16,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Qwen3_5ForCausalLM(config).eval()
 
 
 def forward_logprobs(model: Any, prompt: Sequence[int], ids: Sequence[int], sampling: Sampling) -> list[float]:
@@ -65,6 +82,8 @@ class Subject:
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     updates_midway: bool = True
     """Whether weights may change while requests are pending."""
+    running: Callable[[], int] | None = None
+    """How many requests are being computed, by what computes them: `pending` counts callers."""
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self.runner.run(work)
@@ -89,6 +108,21 @@ class Subject:
             for index, (name, prompt) in enumerate(zip(names, prompts, strict=True))
         )
         return await asyncio.gather(*asked)
+
+    async def begun(self) -> None:
+        """Wait until the engine computes something."""
+        assert self.running
+        async with asyncio.timeout(_BEGUN_S):
+            while not self.running():  # noqa: ASYNC110 -- it computes on threads and in processes of its own
+                await asyncio.sleep(0.005)
+
+    async def idle(self) -> bool:
+        """Whether the engine computes nothing any more, now or very soon."""
+        assert self.running
+        deadline = time.monotonic() + _IDLE_S
+        while (left := self.running()) and time.monotonic() < deadline:  # noqa: ASYNC110 -- as above
+            await asyncio.sleep(0.01)
+        return not left
 
     def exact(self, prompt: Sequence[int], made: Generation, model: Any = None, **sampling: Any) -> None:
         """Every token's logprob is the model's own."""
@@ -156,34 +190,35 @@ class EngineContract:
             subject.exact(PROMPTS[0], made)
 
     def test_an_aborted_request_keeps_what_was_sampled(self, subject: Subject) -> None:
-        async def play() -> tuple[Generation, int, Generation]:
+        async def play() -> tuple[Generation, int, bool, Generation]:
             asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
-            await asyncio.sleep(0.3)
+            await subject.begun()
+            await asyncio.sleep(0.1)
             await subject.engine.abort("s")
-            made, left = await asked, subject.engine.pending
+            made, left, idle = await asked, subject.engine.pending, await subject.idle()
             await subject.engine.abort("s")  # nothing to abort any more
-            return made, left, await subject.ask(PROMPTS[1])
+            return made, left, idle, await subject.ask(PROMPTS[1])
 
         for _ in range(_TRIES):
-            made, left, after = subject.run(play())
+            made, left, idle, after = subject.run(play())
             if made.stop_reason == "abort" and len(made.ids) > 1:
                 break
-        assert (made.stop_reason, left) == ("abort", 0)
+        assert (made.stop_reason, left, idle) == ("abort", 0, True)
         assert 1 < len(made.ids) < CONTEXT - 10
         subject.exact(PROMPTS[0], made)
         subject.exact(PROMPTS[1], after)
 
     def test_a_cancelled_request_leaves_nothing_behind(self, subject: Subject) -> None:
-        async def play() -> tuple[int, Generation]:
+        async def play() -> tuple[int, bool, Generation]:
             asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
-            await asyncio.sleep(0.2)
+            await subject.begun()
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
-            return subject.engine.pending, await subject.ask(PROMPTS[0])
+            return subject.engine.pending, await subject.idle(), await subject.ask(PROMPTS[0])
 
-        left, after = subject.run(play())
-        assert left == 0
+        left, idle, after = subject.run(play())
+        assert (left, idle) == (0, True)
         subject.exact(PROMPTS[0], after)
 
     def test_one_request_at_a_time_per_session(self, subject: Subject) -> None:
@@ -267,9 +302,11 @@ class EngineContract:
 
         async def play() -> Generation:
             asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
-            await asyncio.sleep(0.3)
+            await subject.begun()
+            await asyncio.sleep(0.1)
             await asyncio.wait_for(subject.engine.close(), 30)
             await subject.engine.close()
+            assert await subject.idle()
             with pytest.raises(InfrastructureError, match="the engine is closed"):
                 await subject.ask(PROMPTS[0], "late")
             return await asked

@@ -39,9 +39,9 @@ SMALL = {
 KILLING = Path(__file__).parents[1] / "support" / "killing.py"
 
 
-def recipe(lab: Any, schedule: dict[str, Any], steps: int = 6, **sections: Any) -> Recipe:
+def recipe(lab: Any, schedule: dict[str, Any], steps: int = 6, context: int = 128, **sections: Any) -> Recipe:
     trainer = {
-        "model": SMALL,
+        "model": SMALL | {"context_length": context},
         "policy": {"steps": steps, "tasks_per_step": 3, "attempts": 4, "advantage": "reinforce", "optim": {"lr": 3e-3}},
         "sft": {"steps": SFT, "batch_size": 8, "demonstrations": 40},
         "schedule": schedule,
@@ -138,10 +138,17 @@ def test_closing_leaves_no_sandbox_and_no_request_behind(lab: Any) -> None:
     except SandboxError as missing:
         pytest.skip(str(missing))
     counted = CountingBackend(backend)
-    chosen = recipe(lab, {"max_staleness": 1, "spare_attempts": 1}, environment={"id": "agentgym/Code-v0"})
+    chosen = recipe(
+        lab,
+        {"max_staleness": 1, "spare_attempts": 1},
+        context=8192,
+        environment={"id": "agentgym/Code-v0"},
+        limits={"concurrency": 256, "max_tokens_per_turn": 6000, "max_tokens": 6000},
+    )
     prepared = chosen.prepare()
     code = prepared.make_env
     parts = parts_of(replace(prepared, make_env=lambda: code(sandbox=counted)))  # type: ignore[call-arg]
+    batch: Any = parts.engine._batch  # type: ignore[attr-defined]
     threads = threading.active_count()
 
     async def cut_short(moment: Callable[[], bool]) -> None:
@@ -152,12 +159,13 @@ def test_closing_leaves_no_sandbox_and_no_request_behind(lab: Any) -> None:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await groups_of.close()
+        assert (counted.open_count, parts.engine.pending) == (0, 0)
+        await asyncio.sleep(0.2)  # the time of a few tokens, of thousands that were asked for
+        assert batch.rows == []
 
     async def cut_often() -> None:
         await cut_short(lambda: counted.open_count > 3)
-        assert (counted.open_count, parts.engine.pending) == (0, 0)
-        await cut_short(lambda: parts.engine.pending > 3)
-        assert (counted.open_count, parts.engine.pending) == (0, 0)
+        await cut_short(lambda: len(batch.rows) > 3)
         await parts.engine.close()
 
     asyncio.run(cut_often())

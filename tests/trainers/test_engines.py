@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from engine_contract import PROMPTS, EngineContract, Subject, contract_model, stir
+from engine_contract import PROMPTS, EngineContract, Subject, contract_model, hybrid_model, stir
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import (
@@ -17,13 +18,18 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.engines.decode import ignores_padding
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.sampler import draw
 from agentgym_trainers.engines.scripted import ScriptedEngine
@@ -34,26 +40,33 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "sliding_window": 4, "initializer_range": 0.2,
 }  # fmt: skip
-MODES: dict[str, tuple[bool, dict[str, Any]]] = {
-    "eager": (True, {"batching": "eager"}),
-    "untied": (False, {"batching": "eager"}),
-    "copied": (True, {"batching": "eager", "weights": "copied"}),
-    "lockstep": (False, {"batching": "lockstep", "patience_s": 1}),
-    "no-prefixes": (False, {"batching": "eager", "prefix_cache_mb": 0, "max_batch": 2}),
-    "no-drafts": (False, {"batching": "eager", "draft_tokens": 0}),
+TIED, UNTIED = partial(contract_model, tied=True), partial(contract_model, tied=False)
+MODES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "eager": (TIED, {"batching": "eager"}),
+    "untied": (UNTIED, {"batching": "eager"}),
+    "copied": (TIED, {"batching": "eager", "weights": "copied"}),
+    "lockstep": (UNTIED, {"batching": "lockstep", "patience_s": 1}),
+    "no-prefixes": (UNTIED, {"batching": "eager", "prefix_cache_mb": 0, "max_batch": 2}),
+    "no-drafts": (UNTIED, {"batching": "eager", "draft_tokens": 0}),
+    "fixed": (hybrid_model, {"batching": "eager", "weights": "copied"}),
+    "fixed-lockstep": (hybrid_model, {"batching": "lockstep", "patience_s": 1}),
 }
 
 
 @pytest.fixture(params=list(MODES))
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    tied, options = MODES[request.param]
-    yield from hf(contract_model(tied=tied), **options)
+    model, options = MODES[request.param]
+    yield from hf(model(), **options)
 
 
 def hf(model: Any, **options: Any) -> Iterator[Subject]:
     """An engine over a model, closed in the end."""
     engine = HFEngine(model, **options)
-    made = Subject(engine, model, updates_midway=engine.owns_weights)
+
+    def running() -> int:
+        return len(engine._batch.rows) if engine._batch is not None else int(engine._busy)
+
+    made = Subject(engine, model, updates_midway=engine.owns_weights and engine._batch is not None, running=running)
     with made.runner:
         yield made
         made.run(engine.close())
@@ -84,6 +97,30 @@ def test_models_with_sliding_windows_are_exact(family: Any, config: Any, attenti
     for subject in hf(family(config).eval()):
         EngineContract().test_every_turn_is_exact_from_its_first_token_on(subject)
         EngineContract().test_logprobs_are_those_of_the_sampled_distribution(subject, {})
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        (MambaForCausalLM, MambaConfig(**SHAPE, state_size=8)),
+        (
+            RecurrentGemmaForCausalLM,
+            RecurrentGemmaConfig(
+                **SHAPE, pad_token_id=None, block_types=["recurrent", "attention"], attention_window_size=16
+            ),
+        ),
+    ],
+    ids=["padding-at-every-token", "padding-in-the-convolution"],
+)
+def test_models_that_read_padding_are_given_none(family: Any, config: Any, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = family(config).eval()
+    assert not ignores_padding(model)
+    assert ignores_padding(hybrid_model())
+    for subject in hf(model, batching="lockstep"):
+        for prompt, made in zip(PROMPTS, subject.run(subject.ask_all(PROMPTS)), strict=True):
+            subject.exact(prompt, made)
+    assert f"{family.__name__} reads padding: only prompts of one length are batched" in caplog.text
 
 
 def test_requests_join_and_leave_the_running_batch_at_any_token() -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.engines.continuous import ContinuousBatch, Result
-from agentgym_trainers.engines.decode import FixedBatch
+from agentgym_trainers.engines.decode import FixedBatches
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, check_prompt
 from agentgym_trainers.engines.slots import fits_slots
@@ -99,6 +99,7 @@ class HFEngine:
             if fits_slots(self._model)
             else None
         )
+        self._fixed = FixedBatches(self._model)
         if self._batch is None and not self._lockstep:
             logger.warning("%s keeps more than keys and values: its batches are fixed", type(model).__name__)
         self._lock = threading.Lock()
@@ -337,7 +338,7 @@ class HFEngine:
         """Run a batch that nobody joins to its end."""
         if self._batch is None:
             try:
-                made = FixedBatch(self._model, requests).run(self.weight_version, lambda: self._closed)
+                made = self._fixed.run(requests, self.weight_version, lambda: self._closed)
             except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
                 failure = InfrastructureError(f"the model failed on a batch of {len(requests)}: {error}")
                 failure.__cause__ = error
