@@ -166,6 +166,21 @@ def test_drift_and_kl_are_means_over_the_rows_that_were_sampled_in_the_context_t
     assert hinted.keys() == mixed.keys() - {"drift", "kl"}
 
 
+def test_drift_is_that_of_the_first_optimizer_step_only(tiny: Tiny) -> None:
+    once = learner(tiny, lr=0.1).policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings())
+    often = learner(tiny, lr=0.1).policy_step(BATCH, ADVANTAGE, ON_POLICY, PolicySettings(epochs=3))
+    assert often["drift"] == once["drift"] > 0
+    assert often["kl"] != pytest.approx(once["kl"])  # the policy moved, and the KL of its steps says so
+    order_R = torch.randperm(len(BATCH.ids_BL), generator=torch.Generator().manual_seed(5))
+    first_R = order_R.tensor_split(3)[0]
+    alone = learner(tiny).policy_step(BATCH.rows(first_R), ADVANTAGE[first_R], ON_POLICY[first_R], PolicySettings())
+    stirred = torch.Generator().manual_seed(5)
+    parts = learner(tiny, lr=0.1).policy_step(
+        BATCH, ADVANTAGE, ON_POLICY, PolicySettings(minibatches=3), generator=stirred
+    )
+    assert parts["drift"] == pytest.approx(alone["drift"], rel=1e-5)
+
+
 def test_a_positive_advantage_makes_its_tokens_likelier(tiny: Tiny) -> None:
     one = learner(tiny)
 

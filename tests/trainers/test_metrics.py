@@ -63,6 +63,7 @@ def test_every_metric_that_is_logged_is_documented_and_every_documented_one_is_l
             "sft": {"steps": 40, "batch_size": 16, "demonstrations": 60, "optim": {"lr": 3e-3}},
             "watch": {"window": 4},
             "checkpoint": {"every": 1},
+            "compute": {"peak_tflops": 1.0},
         },
         reward={"name": "backward", "options": LEARNT},
         noise=NOISE,

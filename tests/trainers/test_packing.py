@@ -76,7 +76,7 @@ packings = pytest.mark.parametrize("packing", ["rows", "prefixes"])
 
 
 def scores(model: Any, batch: TokenBatch, packing: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    logp_BL, entropy_BL, _ = Network(copy.deepcopy(model), ComputeSettings(packing=packing))(batch, temperature=0.9)
+    logp_BL, entropy_BL, *_ = Network(copy.deepcopy(model), ComputeSettings(packing=packing))(batch, temperature=0.9)
     return logp_BL, entropy_BL
 
 

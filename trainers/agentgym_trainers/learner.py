@@ -67,6 +67,7 @@ class Learner:
         self._network = Network(model, compute)
         self._optimizer: Optimizer | None = None
         self._critic: CriticPhase | None = None
+        self._flops = 0.0
 
     def begin(
         self,
@@ -100,7 +101,7 @@ class Learner:
         """Take one step towards the sampled tokens of demonstrations."""
         batch = TokenBatch.of(buffers)
         total = int(batch.sampled_BL.sum())
-        sums: Metrics = {"loss": 0.0, "entropy": 0.0}
+        sums: Metrics = {"loss": 0.0, "entropy": 0.0, "flops": 0.0}
         for index_R, counts in self._shares(batch, torch.arange(len(buffers))):
             part = self._to_device(batch.rows(index_R))
             scores = Scores(*self._network(part, temperature=1.0))
@@ -108,7 +109,9 @@ class Learner:
             self._backward(loss, counts=counts)
             sums["loss"] += float(loss.detach()) * counts
             sums["entropy"] += float(scores.entropy_BL.sum()) / total * counts
+            sums["flops"] += scores.flops * counts
         sums = self._world.total(sums)
+        self._flops += sums.pop("flops")
         return {**sums, "tokens": float(total)} | self._phase.step(sums["loss"])
 
     def policy_step(
@@ -138,7 +141,8 @@ class Learner:
             counts_B: bool; rows that do not count are outside every term and every mean. None counts all.
 
         Returns:
-            Means over the optimizer steps taken; only `tokens` (0) if no row teaches anything.
+            Means over the optimizer steps taken, but for `drift`, the first one's; only `tokens` (0) if no row teaches
+            anything.
         """
         useful_B = (advantage_BL != 0).any(1) | torch.tensor(self.reference is not None)
         if values is not None:
@@ -156,6 +160,8 @@ class Learner:
         self._gather()
         if not history:
             return {"tokens": 0.0}
+        for one in history[1:]:  # by then it is also how far the policy itself has moved
+            one.pop("drift", None)
         names = dict.fromkeys(name for one in history for name in one)
         means = {name: fmean(one[name] for one in history if name in one) for name in names}
         return means | {"tokens": sum(one["tokens"] for one in history)}
@@ -172,13 +178,20 @@ class Learner:
 
     def values(self, batch: TokenBatch) -> Tensor:
         """Return float32 [B, L] the critic's value of the state in which each token was sampled; 0 elsewhere."""
-        value_BL = torch.zeros(batch.ids_BL.shape)
+        value_BL, done = torch.zeros(batch.ids_BL.shape), 0.0
         for index_R, counts in self._shares(batch, batch.sampled_BL.any(1).nonzero()[:, 0]):
             with torch.no_grad():
                 scores = Scores(*self._network(self._to_device(batch.rows(index_R)), temperature=1.0, policy=False))
             if counts:
                 value_BL[index_R, : scores.value_BL.shape[1]] = scores.value_BL.cpu()
+                done += scores.flops
+        self._flops += self._world.total({"flops": done})["flops"]
         return self._world.sum(value_BL)
+
+    def take_flops(self) -> float:
+        """Return the floating-point operations of all processes since this was last asked; NaN if not known."""
+        done, self._flops = self._flops, 0.0
+        return done
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, whole.
@@ -228,9 +241,11 @@ class Learner:
                 value, more = self._critic.loss(scores.value_BL, lesson.values, index_R, 1 / valued)
                 total, metrics = total + value, metrics | more
             self._backward(total, counts=counts)
+            metrics["flops"] = metrics.get("flops", 0.0) + scores.flops
             for name, one in metrics.items():
                 sums[name] = sums.get(name, 0.0) + one * counts
         sums = self._world.total(sums) | {"tokens": float(tokens)}
+        self._flops += sums.pop("flops")
         if lesson.loss is not None:
             sums |= self._phase.step(sums["loss"])
         if self._critic is not None and valued:
@@ -288,25 +303,26 @@ class Learner:
         width, device = part.ids_BL.shape[1], part.ids_BL.device
         logp_BL, off_policy_R = scores.logp_BL, lesson.off_policy_B[index_R].to(device)
         advantage_BL = cut(lesson.advantage_BL, index_R, width).to(device)
-        reference_BL = self._reference_logprobs(part, policy.temperature)
+        reference = self._reference_scores(part, policy.temperature)
+        reference_BL = None if reference is None else reference.logp_BL
         weight_BL = torch.full_like(logp_BL, 1 / tokens)
         value, metrics = loss(
             logp_BL, part.logp_old_BL, reference_BL, advantage_BL, part.sampled_BL, weight_BL,
             off_policy_B=off_policy_R, **policy.loss_options,
         )  # fmt: skip
         metrics |= {"loss": float(value.detach()), "entropy": float(scores.entropy_BL.sum()) / tokens}
+        metrics["flops"] = 0.0 if reference is None else reference.flops
         if not own:
             return value, metrics
         moved_BL = (logp_BL.detach() - part.logp_old_BL) * part.sampled_BL * (off_policy_R == 0)[:, None]
         kl_BL = moved_BL.clamp(max=_FAR).exp() - 1 - moved_BL
         return value, metrics | {"drift": float(moved_BL.abs().sum()) / own, "kl": float(kl_BL.sum()) / own}
 
-    def _reference_logprobs(self, part: TokenBatch, temperature: float) -> Tensor | None:
+    def _reference_scores(self, part: TokenBatch, temperature: float) -> Scores | None:
         if self.reference is None:
             return None
         with torch.no_grad():
-            logp_BL: Tensor = self.reference(part, temperature=temperature)[0]
-        return logp_BL
+            return Scores(*self.reference(part, temperature=temperature))
 
     def _to_device(self, part: TokenBatch) -> TokenBatch:
         device = self.model.device

@@ -24,6 +24,7 @@ from agentgym_trainers.asynchronous import Asynchronous
 from agentgym_trainers.build import Parts, build
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints, restore_generators
 from agentgym_trainers.collect import Collector, LockStep, refuse_no_room
+from agentgym_trainers.flops import peak_flops
 from agentgym_trainers.heap import share_heap
 from agentgym_trainers.native import Progress
 from agentgym_trainers.optimizer import CollapseError
@@ -128,11 +129,14 @@ class Trainer:
         """Imitate the demonstrations' assistant tokens."""
         sft, shown = self.settings.sft, self.parts.demonstrations
         while self.step < sft.steps:
+            clock = Stopwatch()
             order = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "sft", self.step))
             picked = torch.randint(len(shown), (sft.batch_size,), generator=order).tolist()
-            metrics = self.parts.learner.sft_step([shown[index] for index in picked])
+            learnt = self.parts.learner.sft_step([shown[index] for index in picked])
+            clock.lap("learn")
             self.step += 1
-            self._log("sft", self.step, sft.steps, {f"sft/{name}": value for name, value in metrics.items()})
+            metrics = {f"sft/{name}": value for name, value in learnt.items()}
+            self._log("sft", self.step, sft.steps, metrics | self._costs(clock, metrics))
             due = self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps
             if due and not self._watch.suspicious:
                 self._save()
@@ -174,10 +178,15 @@ class Trainer:
         self._sampler.update({group.task_id: pass_rate(group.trajectories) for group in groups})
         self.step += 1
         self.run.write_trajectories(self.step, groups, rewards)
-        metrics |= clock.metrics(metrics) | resources(self.settings.compute.device) | self._told_later
-        self._told_later = {}
-        metrics = self.world.agree(metrics)
+        metrics = self.world.agree(metrics | self._costs(clock, metrics))
         return metrics | self._watch.trends(metrics)
+
+    def _costs(self, clock: Stopwatch, metrics: Metrics) -> Metrics:
+        """Return what a step took, and what the checkpoint before it did."""
+        compute, told = self.settings.compute, self._told_later
+        self._told_later = {}
+        spent = clock.metrics(metrics, self.parts.learner.take_flops(), peak_flops(compute, self.world.size))
+        return spent | resources(compute.device) | told
 
     async def _evaluate(self, done: int) -> float | None:
         """Attempt the held-out tasks, keep the trajectories, and return the score that checkpoints are compared by."""

@@ -19,7 +19,8 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "rollout/step_reward": ("mean sum of an attempt's step rewards", "it rises while `rollout/outcome` falls"),
     "rollout/pass_rate": ("share of scored attempts that are entirely right", "it falls, or stays 0"),
     "rollout/difficulty_*": (
-        "pass rate of the step's tasks of one difficulty, where a task set has twelve at most",
+        "pass rate of the step's tasks of one difficulty; where a task set has more than twelve, of one of at most "
+        "twelve bands of about as many tasks each, named by the lowest and the highest difficulty in it",
         "an easy one falls",
     ),
     "rollout/turns": ("mean turns per attempt", "it runs to the limit"),
@@ -57,8 +58,8 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "train/loss": ("policy loss", ""),
     "train/entropy": ("of the policy at trained tokens, in nats", "it falls towards 0: exploration ends"),
     "train/drift": (
-        "mean absolute difference between the trainer's and the sampler's logprobs, over the updates of the step; "
-        "not of rows that lost a hint",
+        "mean absolute difference between the trainer's and the sampler's logprobs in the first optimizer step of the "
+        "update, before it moves the policy; not of rows that lost a hint",
         "on-policy above 0.01: engine and trainer disagree",
     ),
     "train/kl": ("estimated KL (k3) of the policy from what sampled the batch", "above 0.1"),
@@ -89,7 +90,12 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "seconds/save": ("writing the last checkpoint, told one step later", ""),
     "seconds/evaluate": ("the evaluation", ""),
     "speed/sampled_tokens": ("sampled tokens per second of the whole step", ""),
-    "speed/trained_tokens": ("trained tokens per second of the update", ""),
+    "speed/trained_tokens": ("trained tokens per second of the update; in the warm start, demonstrated ones", ""),
+    "speed/mfu": (
+        "model FLOPs utilisation: the share of the devices' peak (`compute.peak_tflops`, where it is known) that the "
+        "update makes use of",
+        "below 0.1 on a GPU: raise `token_budget`, pack rows, compute in bfloat16",
+    ),
     "memory/resident_mb": ("largest resident memory of the process so far", "it grows without end"),
     "memory/device_mb": ("largest memory allocated on the GPU so far; on a GPU only", ""),
     "eval/pass@*": ("held-out pass@k, and the bounds `_low` and `_high` of its 95% interval", "it falls"),

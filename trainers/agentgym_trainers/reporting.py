@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -16,40 +17,51 @@ from agentgym.types import EndReason, Group, Trajectory, count_by_end, pass_rate
 
 Metrics = dict[str, float]
 _DIFFICULTIES = 12
+_INSTANT = 1e-9
 
 
 class Stopwatch:
-    """Measures the laps of a step."""
+    """Measures the laps of a step, one of which is `learn`."""
 
-    def __init__(self) -> None:
-        self._began = self._last = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start; the clock tells seconds."""
+        self._clock = clock
+        self._began = self._last = clock()
         self._laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         """End a lap."""
-        now = time.monotonic()
+        now = self._clock()
         self._laps[name], self._last = now - self._last, now
 
-    def metrics(self, step: Mapping[str, float]) -> Metrics:
-        """Return the seconds of each lap and of the whole, and the tokens per second that a step's metrics make."""
-        whole = time.monotonic() - self._began
-        return {
-            **{f"seconds/{name}": value for name, value in self._laps.items()},
-            "seconds/step": whole,
-            "speed/sampled_tokens": step["rollout/sampled_tokens"] / whole,
-            "speed/trained_tokens": step.get("train/tokens", 0.0) / max(self._laps["learn"], 1e-9),
-        }
+    def metrics(self, step: Mapping[str, float], flops: float = 0.0, peak: float | None = None) -> Metrics:
+        """Return the seconds of each lap and of the whole, and what was done in each of them.
+
+        Args:
+            step: metrics of the step: the tokens that it sampled, if it did, and those that it trained.
+            flops: floating-point operations while it learned.
+            peak: operations per second of all devices; None where it is not known.
+        """
+        whole = max(self._clock() - self._began, _INSTANT)
+        learning = max(self._laps["learn"], _INSTANT)
+        found = {**{f"seconds/{name}": value for name, value in self._laps.items()}, "seconds/step": whole}
+        if "rollout/sampled_tokens" in step:
+            found["speed/sampled_tokens"] = step["rollout/sampled_tokens"] / whole
+        found["speed/trained_tokens"] = step.get("train/tokens", step.get("sft/tokens", 0.0)) / learning
+        if peak is not None and not math.isnan(flops):
+            found["speed/mfu"] = flops / learning / peak
+        return found
 
 
 def rollout_metrics(
-    groups: Sequence[Group], rewards: Sequence[Rewards], difficulties: Mapping[str, float] | None = None
+    groups: Sequence[Group], rewards: Sequence[Rewards], difficulties: Mapping[str, str] | None = None
 ) -> Metrics:
     """Describe one step's attempts; outcome and step reward parting ways means that the reward is being gamed.
 
     Args:
         groups: what was sampled.
         rewards: of each group.
-        difficulties: of tasks, by id, for a pass rate of each.
+        difficulties: what `difficulties_of` calls those of tasks, for a pass rate of each.
     """
     attempts = [one for group in groups for one in group.trajectories]
     kept = [
@@ -88,18 +100,44 @@ def resources(device: str) -> Metrics:
     return found
 
 
-def difficulties_of(tasks: Iterable[Task]) -> dict[str, float]:
-    """Return the difficulty of each task, by id, if there are few enough different ones to tell apart in curves."""
+def difficulties_of(tasks: Iterable[Task]) -> dict[str, str]:
+    """Return what the difficulty of each task is called, by its id.
+
+    More different ones than curves can tell apart are put into at most twelve bands of about as many tasks each, called
+    by the lowest and the highest difficulty in them.
+    """
     found = {task.id: task.difficulty for task in tasks if task.difficulty is not None}
-    return found if len(set(found.values())) <= _DIFFICULTIES else {}
+    names = _bands(Counter(found.values()))
+    return {name: names[difficulty] for name, difficulty in found.items()}
 
 
-def _by_difficulty(groups: Sequence[Group], difficulties: Mapping[str, float]) -> Metrics:
-    bands: dict[float, list[Trajectory]] = {}
+def _bands(counts: Mapping[float, int]) -> dict[float, str]:
+    """Return the name of each difficulty's band, from how many tasks have it.
+
+    >>> _bands({1.0: 5, 2.5: 1})
+    {1.0: '1', 2.5: '2.5'}
+    """
+    if len(counts) <= _DIFFICULTIES:
+        return {one: f"{one:g}" for one in counts}
+    bands: dict[int, list[float]] = {}
+    below, total = 0, sum(counts.values())
+    for one in sorted(counts):
+        middle = below + counts[one] / 2
+        bands.setdefault(int(_DIFFICULTIES * middle / total), []).append(one)
+        below += counts[one]
+    return {one: _between(band[0], band[-1]) for band in bands.values() for one in band}
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g}_to_{high:g}"
+
+
+def _by_difficulty(groups: Sequence[Group], difficulties: Mapping[str, str]) -> Metrics:
+    bands: dict[str, list[Trajectory]] = {}
     for group in groups:
         if group.task_id in difficulties:
             bands.setdefault(difficulties[group.task_id], []).extend(group.trajectories)
-    return {f"rollout/difficulty_{band:g}": pass_rate(bands[band]) for band in sorted(bands)}
+    return {f"rollout/difficulty_{name}": pass_rate(band) for name, band in sorted(bands.items())}
 
 
 def _noise_metrics(attempts: Sequence[Trajectory]) -> Metrics:

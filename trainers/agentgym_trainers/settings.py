@@ -190,6 +190,9 @@ class ComputeSettings(Record):
     """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic."""
     max_batch: Positive = 256
     """Requests generated together."""
+    peak_tflops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of one device, in 10^12 operations per second: what `speed/mfu` is a share of. Null takes that of dense bfloat16
+    on a GPU whose name is known, and else reports no share."""
 
 
 class ScheduleSettings(Record):

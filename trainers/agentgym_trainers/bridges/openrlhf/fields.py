@@ -95,6 +95,7 @@ FIELDS: Mapping[str, Treatment] = {
     "compute.dtype": Treatment("idle", "it computes in bfloat16; float32 moments and weights stay"),
     "compute.recompute": _option("`--actor.gradient_checkpointing_enable`"),
     "compute.max_batch": Treatment("idle", "vLLM batches by itself; `limits.concurrency` bounds episodes per engine"),
+    "compute.peak_tflops": _WARM,
     "schedule.max_staleness": _option("`--train.async_enable`, `--train.async_queue_size`"),
     "schedule.in_flight": Treatment("refused", "whole steps are held ready, no groups"),
     "schedule.redo": Treatment("idle", "no step waits longer than max_staleness, so none is begun anew"),
