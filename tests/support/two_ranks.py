@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
+from token_rows import conversation
+from torch.distributed.tensor import DTensor
 
 from agentgym import registry
 from agentgym.run import RunDirectory
+from agentgym.tokens import TokenBuffer
 from agentgym_envs.calculator import CalculatorEnv
+from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
+from agentgym_trainers.losses import off_policy_codes
 from agentgym_trainers.models import new_model
 from agentgym_trainers.settings import (
     ComputeSettings,
@@ -29,6 +33,19 @@ from agentgym_trainers.settings import (
 )
 from agentgym_trainers.world import World
 
+
+def attempt(group: int, number: int) -> TokenBuffer:
+    """A conversation that begins like the others of its group, and goes on for longer or shorter."""
+    buffer = conversation(group)
+    own = [20 + number] * (2 + group + 3 * number)
+    buffer.append_sampled(own, [-5.5] * len(own), 2)
+    return buffer
+
+
+BUFFERS = [attempt(group, number) for number in range(3) for group in range(4)]
+BATCH = TokenBatch.of(BUFFERS)
+ADVANTAGE = torch.randn(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(0)) * BATCH.sampled_BL
+ON_POLICY = off_policy_codes(["none"] * len(BUFFERS))
 TARGET = torch.rand(BATCH.ids_BL.shape, generator=torch.Generator().manual_seed(1)) * BATCH.sampled_BL
 SHAPE = ModelSettings(vocab_size=300, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, context_length=256)
 
@@ -69,6 +86,14 @@ def learn(learner: Learner, steps: int) -> list[dict[str, float]]:
     return told
 
 
+def held(learner: Learner) -> dict[str, tuple[int, int]]:
+    """How many numbers of each of a learner's sharded parameters this process holds, and how many there are."""
+    assert learner.reference is not None
+    networks = {"policy": learner._network, "reference": learner.reference}
+    named = {f"{kind}.{name}": one for kind, made in networks.items() for name, one in made.named_parameters()}
+    return {name: (one.to_local().numel(), one.numel()) for name, one in named.items() if isinstance(one, DTensor)}
+
+
 class TwoVoices(CalculatorEnv):
     """Its tools print something else in each process, as a clock or a temporary folder would."""
 
@@ -88,11 +113,13 @@ def main() -> None:
         found = {}
         for variant in VARIANTS:
             learner = made(world, variant)
+            local = world.gather([held(learner)])
             metrics = learn(learner, 2)
             state = learner.state()
             again = made(world, variant)
             again.load_state(copy.deepcopy(state))
-            found[variant] = {"metrics": metrics, "state": state, "more": learn(again, 2), "end": again.state()}
+            more = learn(again, 2)
+            found[variant] = {"metrics": metrics, "state": state, "more": more, "end": again.state(), "held": local}
         if world.main:
             torch.save(found, path)
         del learner, again

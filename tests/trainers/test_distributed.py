@@ -63,6 +63,23 @@ def test_two_ranks_end_with_the_weights_critic_and_metrics_of_one(shared: dict[s
     assert farthest(found["state"]["reference"], state["reference"]) < 1e-6
 
 
+@pytest.mark.parametrize("variant", two_ranks.VARIANTS)
+def test_each_of_two_ranks_holds_half_of_every_weight(shared: dict[str, Any], variant: str) -> None:
+    alone = two_ranks.made(World(), variant)
+    assert alone.reference is not None
+    names = {
+        f"{kind}.{name}": one.numel()
+        for kind, network in (("policy", alone._network), ("reference", alone.reference))
+        for name, one in network.named_parameters()
+    }
+    ranks = shared[variant]["held"]
+    assert [{name: whole for name, (_, whole) in one.items()} for one in ranks] == [names, names]
+    for name, whole in names.items():
+        assert sum(one[name][0] for one in ranks) == whole
+        # Weights are cut by their rows, of which a critic's head has one.
+        assert ".critic.head." in name or {one[name][0] for one in ranks} == {whole // 2}
+
+
 def test_what_two_ranks_saved_goes_on_in_two_and_in_one(shared: dict[str, Any]) -> None:
     found = shared["none"]
     alone = two_ranks.made(World(), "none")

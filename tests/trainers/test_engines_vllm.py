@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import pytest
 import torch
 from engine_contract import EngineContract, Subject, contract_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from weight_transfer import RecordingSender, ToldEngine
 
 from agentgym.errors import RecipeError
+from agentgym_trainers.engines.transfer import LoopClient, TransferSync, connect_vllm
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM; `make test-vllm` installs its CPU build"),
@@ -72,6 +77,57 @@ def test_the_native_trainer_takes_two_steps_with_vllm(lab: Any) -> None:
         {turn.weight_version for one in run.read_trajectories(step) for turn in one.turns} for step in run.steps()
     ]
     assert versions == [{0}, {1}]
+
+
+def test_vllms_own_sender_tells_the_engine_what_comes_and_sends_what_was_pushed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of it runs but the broadcast between GPUs, and the meeting before it."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    sent: list[list[tuple[str, Any]]] = []
+
+    def broadcast(sender: Any, source: Any, meta: Any) -> None:
+        sent.append(list(sender._checked_iter(source, meta)))
+
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda _: None)
+    monkeypatch.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "_broadcast", broadcast)
+    engine, place = ToldEngine(), {"master_address": "127.0.0.1", "master_port": 29500, "world_size": 2}
+    rounds = [[("a", torch.zeros(2, 3)), ("b", torch.ones(4, dtype=torch.bfloat16))], [("a", torch.ones(2, 3))]]
+
+    async def push() -> None:
+        client = LoopClient(engine, asyncio.get_running_loop())
+        sync = TransferSync(partial(connect_vllm, transport="nccl", client=client, options=place))
+        for weights in rounds:
+            await sync.push(weights)
+        await sync.close()
+
+    asyncio.run(push())
+    assert sent == rounds
+    assert [what for what, _ in engine.told] == ["init", *["start", "update", "finish"] * 2]
+    assert engine.told[0][1].items() >= {**place, "rank_offset": 1}.items()
+    updates = [info for what, info in engine.told if what == "update"]
+    assert [one["names"] for one in updates] == [["a", "b"], ["a"]]
+    assert updates[0]["shapes"] == [[2, 3], [4]]
+    assert updates[0]["dtype_names"] == ["float32", "bfloat16"]
+
+
+def test_what_stands_in_for_vllm_in_tests_of_transfers_has_its_methods() -> None:
+    from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerWeightTransferEngine
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    def takes(owner: Any, name: str) -> list[tuple[str, Any]]:
+        return [(one.name, one.default) for one in signature(getattr(owner, name)).parameters.values()]
+
+    assert issubclass(LoopClient, VLLMWeightSyncClient)
+    for sender in (IPCTrainerWeightTransferEngine, NCCLTrainerWeightTransferEngine):
+        for name in ("send_weights", "shutdown"):
+            assert takes(RecordingSender, name) == takes(sender, name)
+    for name in [one for one in vars(ToldEngine) if not one.startswith("_")]:
+        assert takes(ToldEngine, name) == takes(AsyncLLM, name)
+        assert iscoroutinefunction(getattr(AsyncLLM, name))
 
 
 def test_an_exported_run_is_loaded_by_vllm_and_says_what_transformers_says(lab: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from itertools import combinations_with_replacement, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_rows import ADVANTAGE, BATCH, ON_POLICY
+from token_rows import ADVANTAGE, BATCH, ON_POLICY, conversation
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from agentgym.errors import AgentgymError
@@ -22,8 +23,8 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import score, token_logprobs
-from agentgym_trainers.network import Network
-from agentgym_trainers.packing import Layout, allow_packing, micro_batches, pack, packed_states
+from agentgym_trainers.network import Network, deal
+from agentgym_trainers.packing import Layout, allow_packing, micro_batches, pack, packed_states, runs
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 
 Tiny = tuple[Any, ChatFormat]
@@ -242,6 +243,48 @@ def test_packed_portions_hold_every_row_once_within_the_budget(
     for part in parts:
         size = pack(batch.rows(part), share=share).ids_1P.numel()
         assert size <= budget or len(part) == 1
+
+
+def laid(batch: TokenBatch, index_R: torch.Tensor) -> int:
+    return pack(batch.rows(index_R), share=True).ids_1P.numel() if len(index_R) else 0
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_begins_alike_is_dealt_to_one_process_and_all_get_about_as_much(ranks: int) -> None:
+    batch = TokenBatch.of(siblings(prompts=8, attempts=8))
+    index_R = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    dealt = [
+        [laid(batch, part_R) for part_R in deal(batch, index_R, ComputeSettings(packing=packing), ranks)]
+        for packing in ("prefixes", "rows")
+    ]
+    together, apart = (sum(one) for one in dealt)
+    longest_prompt = 5 + 7 * 7
+    assert together - laid(batch, index_R) <= (ranks - 1) * longest_prompt
+    assert apart - laid(batch, index_R) > 2 * (together - laid(batch, index_R))
+    assert max(dealt[0]) < min(dealt[0]) + longest_prompt
+
+
+def test_rows_that_say_the_same_are_dealt_out_all_the_same() -> None:
+    dealt = runs(TokenBatch.of([conversation(0)] * 20), torch.arange(20), 2)
+    assert [len(one) for one in dealt] == [10, 10]
+
+
+@given(count=st.integers(1, 6), batch=st.sampled_from([GROUPS, TREE]), draws=st.data())
+def test_runs_hold_every_row_once_and_no_others_have_a_smaller_largest(
+    count: int, batch: TokenBatch, draws: st.DataObject
+) -> None:
+    def filled(index_R: torch.Tensor) -> int:
+        return max(4 * laid(batch, index_R), int(batch.length_B[index_R].sum()))
+
+    chosen = draws.draw(st.lists(st.integers(0, len(batch.length_B) - 1), unique=True, max_size=6))
+    dealt = runs(batch, torch.tensor(chosen, dtype=torch.long), count)
+    order_R = torch.cat(dealt)
+    assert len(dealt) == count
+    assert sorted(order_R.tolist()) == sorted(chosen)
+    largest = max(filled(one) for one in dealt)
+    for cuts in combinations_with_replacement(range(len(chosen) + 1), count - 1):
+        spans = pairwise([0, *cuts, len(chosen)])
+        assert largest <= max(filled(order_R[start:stop]) for start, stop in spans)
 
 
 @packings

@@ -19,7 +19,7 @@ from agentgym_trainers.critic import Critic, CriticPhase
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.logprobs import check_head
 from agentgym_trainers.losses import clipped
-from agentgym_trainers.network import Network, Scores, portions
+from agentgym_trainers.network import Network, Scores, deal, portions
 from agentgym_trainers.optimizer import Optimizer, refuse_collapse
 from agentgym_trainers.settings import ComputeSettings, CriticSettings, OptimSettings, PolicySettings
 from agentgym_trainers.sharding import load_whole_state, shard, whole_state
@@ -274,10 +274,11 @@ class Learner:
         size, rank = self._world.size, self._world.rank
         if size == 1:
             return [(part_R, True) for part_R in portions(batch, index_R, self._compute)]
-        order_R = index_R[batch.length_B[index_R].argsort(stable=True)]
-        shares = [list(portions(batch, order_R[one::size], self._compute)) for one in range(size)]
+        dealt = deal(batch, index_R, self._compute, size)
+        shares = [list(portions(batch, part_R, self._compute)) for part_R in dealt]
         idle = max(map(len, shares)) - len(shares[rank])
-        return [(part_R, True) for part_R in shares[rank]] + [(order_R[:1], False)] * idle
+        shortest_R = index_R[batch.length_B[index_R].argsort(stable=True)[:1]]
+        return [(part_R, True) for part_R in shares[rank]] + [(shortest_R, False)] * idle
 
     def _backward(self, loss: Tensor, *, counts: bool) -> None:
         """Accumulate the gradients of a share of the loss; sharded ones are averaged, and should be summed."""

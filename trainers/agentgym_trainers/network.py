@@ -14,7 +14,7 @@ from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.critic import Critic
 from agentgym_trainers.flops import Cost
 from agentgym_trainers.logprobs import predicting_states, score
-from agentgym_trainers.packing import allow_packing, micro_batches, pack, packed_states
+from agentgym_trainers.packing import allow_packing, micro_batches, pack, packed_states, runs
 from agentgym_trainers.recompute import check_recomputing, recomputing
 from agentgym_trainers.settings import ComputeSettings
 
@@ -54,6 +54,14 @@ def portions(batch: TokenBatch, index_R: Tensor, compute: ComputeSettings) -> It
     if compute.packing == "none":
         return batch.micro_batches(index_R, compute.token_budget)
     return micro_batches(batch, index_R, compute.token_budget, share=compute.packing == "prefixes")
+
+
+def deal(batch: TokenBatch, index_R: Tensor, compute: ComputeSettings, ranks: int) -> list[Tensor]:
+    """Divide rows among processes: rows of all lengths to each, or what begins alike to one, if it is shared there."""
+    if compute.packing == "prefixes":
+        return runs(batch, index_R, ranks)
+    order_R = index_R[batch.length_B[index_R].argsort(stable=True)]
+    return [order_R[one::ranks] for one in range(ranks)]
 
 
 class Network(nn.Module):

@@ -6,6 +6,7 @@ laid and computed once, and gradients of all that goes on from there meet in it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -121,6 +122,23 @@ def micro_batches(batch: TokenBatch, index_R: Tensor, token_budget: int, *, shar
         yield torch.tensor(taken)
 
 
+def runs(batch: TokenBatch, index_R: Tensor, count: int) -> list[Tensor]:
+    """Divide rows, sorted by their tokens, into so many runs of neighbours; some have none where rows are few.
+
+    The largest is as small as runs allow, counted in what fills micro-batches: tokens laid, or a part of those read.
+    """
+    rows, chosen = _rows(batch), index_R.tolist()
+    order = [chosen[place] for place in _order([rows[one] for one in chosen])]
+    lengths = [len(rows[row]) for row in order]
+    shared = [_shared(rows[row], rows[order[place - 1]]) if place else 0 for place, row in enumerate(order)]
+    bounds = range(_TIMES * sum(lengths) + 1)
+    # More room never takes more runs, since a row that begins one lays all of itself and no less.
+    bound = bisect_left(bounds, True, key=lambda one: len(_starts(lengths, shared, one)) <= count)
+    starts = _starts(lengths, shared, bound)
+    cuts = [*starts, *[len(order)] * (count + 1 - len(starts))]
+    return [torch.tensor(order[start:stop], dtype=torch.long) for start, stop in pairwise(cuts)]
+
+
 def allow_packing(model: Any) -> None:
     """Let a model, or a base model, read rows in pieces; whatever else is computed with it stays the same.
 
@@ -201,6 +219,25 @@ def _shared(row: Sequence[int], last: Sequence[int]) -> int:
     """Return how many tokens a row need not lay that begins like the last one."""
     common = _common(row, last)
     return common if _LEAST * common >= len(row) else 0
+
+
+def _starts(lengths: Sequence[int], shared: Sequence[int], bound: int) -> list[int]:
+    """Return where runs begin that each take what fits within a bound, or one row that does not.
+
+    Args:
+        lengths: of the rows, in order.
+        shared: how many tokens each need not lay where the row before it is in the same run.
+        bound: on tokens read, and on some times those laid.
+    """
+    starts: list[int] = []
+    laid = read = 0
+    for place, (length, common) in enumerate(zip(lengths, shared, strict=True)):
+        new = length - common
+        if not starts or max(_TIMES * (laid + new), read + length) > bound:
+            starts.append(place)
+            laid, read, new = 0, 0, length
+        laid, read = laid + new, read + length
+    return starts
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

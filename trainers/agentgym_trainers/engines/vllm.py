@@ -7,13 +7,23 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
+from math import prod
 from typing import Any, Literal
 
 from agentgym.errors import InfrastructureError, MissingExtraError, RecipeError
 from agentgym.policy import Sampling
 from agentgym_trainers.engines.remote import Part, RemoteEngine
-from agentgym_trainers.engines.weights import FileSync, LoopClient, TransferSync, Transport, WeightSync, pick_transport
+from agentgym_trainers.engines.transfer import (
+    LoopClient,
+    TransferSync,
+    Transport,
+    connect_vllm,
+    pick_transport,
+    process_count,
+)
+from agentgym_trainers.engines.weights import FileSync, WeightSync
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +32,15 @@ logger = logging.getLogger(__name__)
 _CPU_ARGUMENTS = {"enforce_eager": True, "enable_chunked_prefill": False}
 _CPU_PREFILL = 4096
 _GRACE_S = 20.0
+_SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _EXTENSION = "agentgym_trainers.engines.vllm_worker.WeightFiles"
 
 
 class VLLMEngine(RemoteEngine):
     """An `AsyncLLM` with the learner's weights: continuous batching, paged and prefix-cached keys and values.
 
-    It starts, which takes from seconds to a minute, with the first request or update. Weights travel by file on a CPU
-    and by CUDA IPC on a GPU. Batches are formed as requests come, so runs do not repeat bit for bit.
+    It starts, which takes from seconds to a minute, with the first request or update, and takes the first of the
+    visible GPUs. Batches are formed as requests come, so runs do not repeat bit for bit.
     """
 
     def __init__(
@@ -53,19 +64,22 @@ class VLLMEngine(RemoteEngine):
             max_batch: requests computed at once.
             context_length: tokens, prompt and answer together; by default what the model allows.
             dtype: of vLLM's weights and arithmetic, such as bfloat16; by default the model's own.
-            transport: how weights travel.
+            transport: how weights travel. By default by CUDA IPC to the learner's own GPU, by NCCL to others, and by
+                file on a CPU and where vLLM takes the learner's GPU and more.
             memory_share: of the GPU's memory, for weights and cache; the learner needs the rest.
             cpu_cache_gb: memory for keys and values where vLLM runs on a CPU.
             options: any further field of vLLM's AsyncEngineArgs.
 
         Raises:
             MissingExtraError: vLLM is not installed.
+            RecipeError: no weights would arrive that way, or several processes train.
         """
         if find_spec("vllm") is None:
             raise MissingExtraError("vllm", "vllm")
         del batching
         super().__init__(model, context_length)
-        self._transport = pick_transport(transport, model)
+        self._workers = prod(int((options or {}).get(name, 1)) for name in _SPREAD)
+        self._transport = pick_transport(transport, model.device, self._workers, process_count())
         on_cpu = model.device.type == "cpu"
         self._arguments: dict[str, Any] = {
             "dtype": dtype or str(model.dtype).removeprefix("torch."),
@@ -117,13 +131,11 @@ class VLLMEngine(RemoteEngine):
             return FileSync(lambda path: self._llm.collective_rpc("load_weight_file", args=(str(path),)))
         client = LoopClient(self._llm, asyncio.get_running_loop())
         if self._transport == "ipc":
-            return TransferSync("ipc", client)
+            return TransferSync(partial(connect_vllm, transport="ipc", client=client))
         from vllm.utils.network_utils import get_open_port
 
-        workers = int(self._llm.vllm_config.parallel_config.world_size)
-        return TransferSync(
-            "nccl", client, master_address="127.0.0.1", master_port=get_open_port(), world_size=workers + 1
-        )
+        place = {"master_address": "127.0.0.1", "master_port": get_open_port(), "world_size": self._workers + 1}
+        return TransferSync(partial(connect_vllm, transport="nccl", client=client, options=place))
 
     async def _sample(self, name: str, prompt_ids: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Part:
         from vllm import SamplingParams, TokensPrompt

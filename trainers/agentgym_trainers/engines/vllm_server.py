@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from agentgym.errors import InfrastructureError, MissingExtraError, RecipeError
 from agentgym.policy import Sampling
 from agentgym_trainers.engines.remote import Part, RemoteEngine
-from agentgym_trainers.engines.weights import FileSync, TransferSync, Transport, WeightSync
+from agentgym_trainers.engines.transfer import TransferSync, Transport, check_transport, connect_vllm, process_count
+from agentgym_trainers.engines.weights import FileSync, WeightSync
 
 if TYPE_CHECKING:
     import httpx
@@ -69,10 +71,12 @@ class VLLMServerEngine(RemoteEngine):
                 out; arithmetic in another precision is within it, another model is not.
 
         Raises:
-            MissingExtraError: httpx is not installed.
+            MissingExtraError: httpx is not installed, or for ipc and nccl vLLM is not.
+            RecipeError: no weights would arrive that way.
         """
         if find_spec("httpx") is None:
             raise MissingExtraError("httpx", "openai")
+        check_transport(transport, model.device, process_count())
         del batching
         super().__init__(model, context_length)
         self._url = url.rstrip("/")
@@ -86,9 +90,14 @@ class VLLMServerEngine(RemoteEngine):
         if transport == "file":
             self._sync = FileSync(self._load_file, weights_folder)
         else:
+            if find_spec("vllm") is None:
+                raise MissingExtraError("vllm", "vllm")
             from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
 
-            self._sync = TransferSync(transport, HTTPVLLMWeightSyncClient(self._url), **(transport_options or {}))
+            client = HTTPVLLMWeightSyncClient(self._url)
+            self._sync = TransferSync(
+                partial(connect_vllm, transport=transport, client=client, options=transport_options)
+            )
 
     async def _start(self) -> None:
         import httpx

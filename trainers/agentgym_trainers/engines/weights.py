@@ -1,4 +1,4 @@
-"""Carry the learner's weights to an engine that holds its own: by file, by CUDA IPC, or by NCCL."""
+"""The learner's weights as engines take them that hold their own, and the way by file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 Weights = Iterable[tuple[str, Any]]
 """Names as transformers has them, and whole tensors."""
 _SHARED = Path("/dev/shm")
-Transport = Literal["file", "ipc", "nccl"]
 
 
 class WeightSync(Protocol):
@@ -46,89 +45,6 @@ class FileSync:
 
     async def close(self) -> None:
         """Nothing is held."""
-
-
-class TransferSync:
-    """vLLM's own weight transfer: `ipc` hands over CUDA memory on one GPU, `nccl` broadcasts between several.
-
-    The calls of vLLM's trainer side block, and its NCCL side calls back while it sends, so all of it runs in a thread.
-    """
-
-    def __init__(self, transport: Literal["ipc", "nccl"], client: Any, **options: Any) -> None:
-        """Take a client of vLLM's weight-sync protocol, and the init options of vLLM's trainer engine."""
-        self._transport = transport
-        self._client = client
-        self._options = options
-        self._source: Any = None
-        self._sender: Any = None
-
-    async def push(self, weights: Weights) -> None:
-        """Send every tensor."""
-        await asyncio.to_thread(self._push, list(weights))
-
-    async def close(self) -> None:
-        """Leave the process group."""
-        sender, self._sender = self._sender, None
-        if sender is not None and hasattr(sender, "shutdown"):
-            await asyncio.to_thread(sender.shutdown)
-
-    def _push(self, weights: list[tuple[str, Any]]) -> None:
-        if self._sender is None:
-            self._source = _source(weights)
-            if self._transport == "ipc":
-                from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo as Info
-                from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerWeightTransferEngine as Sender
-            else:
-                from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo as Info
-                from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine as Sender
-            self._sender = Sender.trainer_init(Info(rank=0, **self._options), client=self._client, source=self._source)
-        self._source.pairs = weights
-        try:
-            self._sender.send_weights()
-        finally:
-            self._source.pairs = []
-
-
-class LoopClient:
-    """vLLM's weight-sync protocol over an `AsyncLLM` that lives on an event loop of another thread."""
-
-    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._engine = engine
-        self._loop = loop
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Begin: both sides learn how they will speak."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        self._wait(self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
-
-    def start_weight_update(self) -> None:
-        """Announce tensors."""
-        self._wait(self._engine.start_weight_update())
-
-    def update_weights(self, update_info: Any) -> None:
-        """Say which tensors come."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        self._wait(self._engine.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Put the new tensors to use."""
-        self._wait(self._engine.finish_weight_update(weight_version))
-
-    def shutdown_weight_transfer_engine(self) -> None:
-        """Part."""
-        self._wait(self._engine.shutdown_weight_transfer_engine())
-
-    def _wait(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-def pick_transport(wanted: Transport | Literal["auto"], model: Any) -> Transport:
-    """Return how weights travel: as the recipe says, else over CUDA memory where the learner's lie on a GPU."""
-    if wanted != "auto":
-        return wanted
-    return "ipc" if model.device.type == "cuda" else "file"
 
 
 def whole_weights(model: Any) -> Iterator[tuple[str, Any]]:
@@ -219,19 +135,3 @@ def _write(weights: Weights, path: Path) -> None:
             seen.add(tensor.data_ptr())
             kept[name] = tensor.detach().to("cpu").contiguous()
     save_file(kept, path)
-
-
-def _source(weights: list[tuple[str, Any]]) -> Any:
-    """Return vLLM's view of tensors, refreshed before every transfer."""
-    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-
-    class Source(WeightSource):  # type: ignore[misc]
-        pairs = weights
-
-        def metadata(self) -> list[Any]:
-            return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.pairs]
-
-        def __iter__(self) -> Iterator[tuple[str, Any]]:
-            return iter(self.pairs)
-
-    return Source()
