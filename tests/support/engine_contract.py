@@ -1,4 +1,4 @@
-"""What every engine that trains must keep, whatever it runs on: one suite, one class of tests per engine."""
+"""What engines must keep, whatever they run on: one suite for all that speak tokens, and one for those that train."""
 
 from __future__ import annotations
 
@@ -131,15 +131,40 @@ class Subject:
         assert made.logprobs == pytest.approx(wanted, abs=TOLERANCE)
 
 
-class EngineContract:
-    """A class of tests per engine inherits this and gives the fixture `subject`."""
+class TokenContract:
+    """Of every engine that gives tokens. A class of tests per engine inherits this and gives the fixture `subject`."""
 
     def test_tokens_come_back_with_their_logprobs(self, subject: Subject) -> None:
         made = subject.run(subject.ask(PROMPTS[0]))
-        assert (len(made.ids), made.stop_reason) == (12, "length")
+        assert (len(made.ids), len(made.logprobs), made.stop_reason) == (12, 12, "length")
         assert all(isinstance(one, int) and 0 <= one < VOCABULARY for one in made.ids)
         assert (made.weight_version, made.spans) == (subject.engine.weight_version, ())
-        assert subject.engine.pending == 0
+        subject.exact(PROMPTS[0], made)
+
+    def test_a_lower_limit_cuts_the_same_tokens(self, subject: Subject) -> None:
+        whole, cut = (subject.run(subject.ask(PROMPTS[0], max_tokens=tokens)) for tokens in (12, 3))
+        assert (cut.ids, cut.stop_reason) == (whole.ids[:3], "length")
+
+    def test_a_stop_token_ends_the_turn_and_is_part_of_it_even_as_its_first(self, subject: Subject) -> None:
+        free = subject.run(subject.ask(PROMPTS[0]))
+        for token in (free.ids[5], free.ids[0]):
+            made = subject.run(subject.ask(PROMPTS[0], stop_ids=(token, VOCABULARY - 1)))
+            assert (made.ids, made.stop_reason) == (free.ids[: free.ids.index(token) + 1], "stop")
+            subject.exact(PROMPTS[0], made)
+
+    def test_a_released_session_begins_anew_and_releasing_an_unknown_one_does_no_harm(self, subject: Subject) -> None:
+        subject.engine.release("nobody")
+        first, again = (subject.run(subject.ask(PROMPTS[0])) for _ in range(2))
+        assert first.ids == again.ids
+
+    def test_closing_ends_what_is_pending_and_may_be_repeated(self, subject: Subject) -> None:
+        """The last test of the class: the engine is closed after it."""
+        subject.run(subject.engine.close())
+        subject.run(subject.engine.close())
+
+
+class EngineContract(TokenContract):
+    """Of every engine that trains."""
 
     @pytest.mark.parametrize(
         "sampling", [{}, {"temperature": 0.7}, {"top_p": 0.8}, {"temperature": 1.3, "top_p": 0.5}], ids=str
@@ -181,13 +206,6 @@ class EngineContract:
             best = subject.model(torch.tensor([[*PROMPTS[0], *made.ids]])).logits[0].argmax(-1).tolist()
         assert made.ids == best[len(PROMPTS[0]) - 1 : -1]
         assert set(made.logprobs) == {0.0}
-
-    def test_a_stop_token_ends_the_turn_and_is_part_of_it_even_as_its_first(self, subject: Subject) -> None:
-        free = subject.run(subject.ask(PROMPTS[0]))
-        for token in (free.ids[5], free.ids[0]):
-            made = subject.run(subject.ask(PROMPTS[0], stop_ids=(token, VOCABULARY - 1)))
-            assert (made.ids, made.stop_reason) == (free.ids[: free.ids.index(token) + 1], "stop")
-            subject.exact(PROMPTS[0], made)
 
     def test_an_aborted_request_keeps_what_was_sampled(self, subject: Subject) -> None:
         async def play() -> tuple[Generation, int, bool, Generation]:
@@ -297,7 +315,7 @@ class EngineContract:
         by_new = forward_logprobs(subject.model, PROMPTS[0], made.ids, Sampling())
         assert made.logprobs == pytest.approx(by_old[:count] + by_new[count:], abs=TOLERANCE)
 
-    def test_closing_aborts_what_is_pending(self, subject: Subject) -> None:
+    def test_closing_ends_what_is_pending_and_may_be_repeated(self, subject: Subject) -> None:
         """The last test of the class: the engine is closed after it."""
 
         async def play() -> Generation:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_contract import PROMPTS, EngineContract, Subject, contract_model, hybrid_model, stir
+from engine_contract import PROMPTS, EngineContract, Subject, TokenContract, contract_model, hybrid_model, stir
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import (
@@ -28,6 +28,7 @@ from transformers import (
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
+from agentgym_trainers.build import build
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.decode import ignores_padding
 from agentgym_trainers.engines.hf import HFEngine
@@ -74,6 +75,40 @@ def hf(model: Any, **options: Any) -> Iterator[Subject]:
 
 class TestHFEngine(EngineContract):
     pass
+
+
+class Spoken(Subject):
+    """A scripted engine, each of whose sessions has one and the same script; its logprobs are none."""
+
+    async def ask(
+        self, prompt: Sequence[int], session: str = "s", stop_ids: Sequence[int] = (), **sampling: Any
+    ) -> Generation:
+        engine: Any = self.engine
+        engine.assign(session, ["a message of more than twelve tokens"])
+        return await super().ask(prompt, session, stop_ids, **sampling)
+
+    def exact(self, prompt: Sequence[int], made: Generation, model: Any = None, **sampling: Any) -> None:
+        assert made.logprobs == [0.0] * len(made.ids)
+
+
+class TestScriptedEngine(TokenContract):
+    @pytest.fixture
+    def subject(self, tiny: Tiny) -> Iterator[Subject]:
+        engine: Any = ScriptedEngine(tiny[1])
+        made = Spoken(engine, tiny[0])
+        with made.runner:
+            yield made
+
+
+@pytest.mark.parametrize(("given", "patience_s"), [({}, 330.0), ({"patience_s": 5.0}, 5.0)])
+def test_lockstep_has_the_patience_for_a_step_that_takes_all_its_time(
+    lab: Any, given: dict[str, float], patience_s: float
+) -> None:
+    chosen = lab.recipe(limits={"turn_timeout_s": 300}, trainer={"engine": {"name": "hf", "options": given}})
+    parts = asyncio.run(build(chosen.prepare(), chosen.trainer_settings(), None, None, lambda *_: None))
+    engine: Any = parts.engine
+    assert engine._patience_s == patience_s
+    asyncio.run(engine.close())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -125,6 +125,12 @@ def test_recipes_choose_engines_by_name_and_their_options_are_checked() -> None:
         TrainerSettings.model_validate({"engine": {"name": "vllm", "options": {"port": 1}}})
 
 
+@pytest.mark.parametrize("name", ["logprobs_mode", "max_model_len", "weight_transfer_config"])
+def test_what_the_engine_relies_on_is_not_set_by_a_recipe(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"the engine vllm sets vLLM's {name} itself, for .*; remove that option"):
+        registry.create("engines", "vllm", model=contract_model(tied=True), options={"max_num_seqs": 3, name: None})
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_a_missing_vllm_is_one_sentence_with_the_command() -> None:
     with pytest.raises(MissingExtraError, match=r'vllm is not installed; .*pip install "agentgym-rlvr\[vllm\]"'):

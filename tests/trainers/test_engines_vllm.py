@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_contract import EngineContract, Subject, contract_model
+from engine_contract import PROMPTS, EngineContract, Subject, contract_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from weight_transfer import RecordingSender, ToldEngine
 
@@ -26,15 +26,42 @@ pytestmark = [
 ]
 
 
+BLOCK = 128
+"""Tokens that vLLM's CPU build keeps together."""
+
+
 @pytest.fixture(scope="module")
 def subject() -> Iterator[Subject]:
     from agentgym_trainers.engines.vllm import VLLMEngine
 
     model = contract_model(tied=True)  # where vLLM's CPU build keeps a stale packed head
-    made = Subject(VLLMEngine(model, max_batch=32), model)
+    engine = VLLMEngine(model, max_batch=32)
+
+    def running() -> int:
+        return int(engine._llm.output_processor.get_num_unfinished_requests()) if engine._llm else 0
+
+    made = Subject(engine, model, running=running)
     with made.runner:
         yield made
         made.run(made.engine.close())
+
+
+def test_a_turn_computes_only_what_is_new_until_weights_change(subject: Subject) -> None:
+    engine: Any = subject.engine
+    prompt = PROMPTS[2] * 40
+
+    def hits(prompt: list[int]) -> tuple[int, list[int]]:
+        before = engine.prefix_hits
+        made = subject.run(subject.ask(prompt))
+        subject.exact(prompt, made)
+        return engine.prefix_hits - before, [*prompt, *made.ids, 5, 6, 7]
+
+    first, context = hits([9, *prompt])
+    second, context = hits(context)
+    subject.run(engine.update_weights())
+    third, _ = hits(context)
+    assert (first, third) == (0, 0)
+    assert len(prompt) - BLOCK < second <= len(prompt) + 13
 
 
 class TestVLLMEngine(EngineContract):

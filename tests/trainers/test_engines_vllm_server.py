@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
-from engine_contract import EngineContract, Subject, contract_model
+from engine_contract import PROMPTS, EngineContract, Subject, contract_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from vllm_process import vllm_server
 
@@ -20,6 +22,10 @@ pytestmark = [
 ]
 
 
+BLOCK = 128
+"""Tokens that vLLM's CPU build keeps together."""
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
@@ -27,13 +33,40 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
 
 
+def metric(url: str, *names: str) -> int:
+    """Add up what the server says of itself under some names."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] in names]
+    assert len(found) == len(names)
+    return int(sum(found))
+
+
 @pytest.fixture(scope="module")
 def subject(url: str) -> Iterator[Subject]:
     model = contract_model(tied=False)
-    made = Subject(VLLMServerEngine(model, url=url, max_batch=32), model)
+    running = partial(metric, url, "vllm:num_requests_running", "vllm:num_requests_waiting")
+    made = Subject(VLLMServerEngine(model, url=url, max_batch=32), model, running=running)
     with made.runner:
         yield made
         made.run(made.engine.close())
+
+
+def test_a_turn_computes_only_what_is_new_until_weights_change(subject: Subject, url: str) -> None:
+    prompt = PROMPTS[2] * 40
+
+    def hits(prompt: list[int]) -> tuple[int, list[int]]:
+        before = metric(url, "vllm:prefix_cache_hits_total")
+        made = subject.run(subject.ask(prompt))
+        subject.exact(prompt, made)
+        return metric(url, "vllm:prefix_cache_hits_total") - before, [*prompt, *made.ids, 5, 6, 7]
+
+    first, context = hits([9, *prompt])
+    second, context = hits(context)
+    subject.run(subject.engine.update_weights())
+    third, _ = hits(context)
+    assert (first, third) == (0, 0)
+    assert len(prompt) - BLOCK < second <= len(prompt) + 13
 
 
 class TestVLLMServerEngine(EngineContract):

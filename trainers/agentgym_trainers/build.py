@@ -29,6 +29,8 @@ from agentgym_trainers.settings import TrainerSettings
 from agentgym_trainers.world import World
 
 Metrics = dict[str, float]
+_SLACK_S = 30.0
+"""An environment's step may take its whole time and be told of a little late, without breaking lock-step."""
 
 
 @dataclass(slots=True)
@@ -83,13 +85,20 @@ class Parts:
         return make_engine(self.settings, self.model, "eager", own_weights=self.settings.compute.dtype != "float32")
 
 
-def make_engine(settings: TrainerSettings, model: Any, batching: str, *, own_weights: bool = False) -> TrainableEngine:
-    """Build the recipe's engine over a model, with weights of its own where that is wanted and a choice."""
+def make_engine(
+    settings: TrainerSettings, model: Any, batching: str, *, own_weights: bool = False, turn_s: float | None = None
+) -> TrainableEngine:
+    """Build the recipe's engine over a model, with weights of its own where that is wanted and a choice.
+
+    One that waits for silent episodes has the patience for a step of `turn_s`, unless the recipe gives it another.
+    """
     engine = settings.engine
     accepted = signature(registry.lookup("engines", engine.name)).parameters
     given: dict[str, Any] = {"batching": batching, "max_batch": settings.compute.max_batch}
     if settings.compute.dtype != "float32" and "dtype" in accepted:
         given["dtype"] = settings.compute.dtype
+    if turn_s is not None and "patience_s" in accepted:
+        given["patience_s"] = turn_s + _SLACK_S
     given |= engine.options
     if own_weights and "weights" in accepted:
         given.setdefault("weights", "copied")  # who asks for shared ones is told what does not go with them
@@ -141,7 +150,13 @@ async def build(
     learner.begin(settings.sft.optim, settings.sft.steps)
     overlap = bool(settings.schedule.max_staleness)
     # Last, because whoever fails after it would have to close it.
-    engine = make_engine(settings, model, "eager" if overlap else "lockstep", own_weights=overlap)
+    engine = make_engine(
+        settings,
+        model,
+        "eager" if overlap else "lockstep",
+        own_weights=overlap,
+        turn_s=prepared.recipe.limits.turn_timeout_s,
+    )
     return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress, world)
 
 

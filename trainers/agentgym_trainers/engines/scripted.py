@@ -36,11 +36,12 @@ class ScriptedEngine:
         prompt_ids: Sequence[int],  # noqa: ARG002 -- a script does not listen
         sampling: Sampling,
         session: str,
-        stop_ids: Sequence[int],  # noqa: ARG002 -- every message ends with the chat format's own
+        stop_ids: Sequence[int],
     ) -> Generation:
-        """Return the next message's tokens, cut at the token limit."""
+        """Return the next message's tokens, cut after a stop id or at the token limit."""
         script = self._scripts.get(session, [])
         ids = self._chat.answer(script.pop(0) if script else "")
+        ids = ids[: next((place for place, one in enumerate(ids, 1) if one in stop_ids), len(ids))]
         cut = ids[: sampling.max_tokens]
         return Generation(cut, [0.0] * len(cut), "stop" if len(cut) == len(ids) else "length", self.weight_version)
 

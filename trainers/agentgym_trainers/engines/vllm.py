@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from math import prod
@@ -34,6 +34,17 @@ _CPU_PREFILL = 4096
 _GRACE_S = 20.0
 _SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _EXTENSION = "agentgym_trainers.engines.vllm_worker.WeightFiles"
+_OWN = {
+    "model": "the model is the learner's",
+    "load_format": "the weights are the learner's",
+    "skip_tokenizer_init": "token ids go in and come out",
+    "generation_config": "the recipe says how to sample",
+    "logprobs_mode": "logprobs must be those of what is sampled from",
+    "max_model_len": "its own option context_length says it",
+    "worker_extension_cls": "weights arrive by its own",
+    "weight_transfer_config": "its own option transport says how weights travel",
+}
+"""What `options` may not set, and why."""
 
 
 class VLLMEngine(RemoteEngine):
@@ -74,6 +85,7 @@ class VLLMEngine(RemoteEngine):
             MissingExtraError: vLLM is not installed.
             RecipeError: no weights would arrive that way, or several processes train.
         """
+        _check_options(options or {})
         if find_spec("vllm") is None:
             raise MissingExtraError("vllm", "vllm")
         del batching
@@ -91,6 +103,8 @@ class VLLMEngine(RemoteEngine):
             **(options or {}),
         }
         self._cpu_cache_gb = cpu_cache_gb
+        self.prefix_hits = 0
+        """Prompt tokens that were not computed again."""
         self._llm: Any = None
         self._sync: WeightSync | None = None
 
@@ -158,6 +172,7 @@ class VLLMEngine(RemoteEngine):
             final = output
         if final is None:
             raise InfrastructureError(f"vLLM ended request {name} without an answer")
+        self.prefix_hits += final.num_cached_tokens or 0
         made = final.outputs[0]
         ids = list(made.token_ids)
         logprobs = [one[token].logprob for token, one in zip(ids, made.logprobs or (), strict=True)]
@@ -184,6 +199,13 @@ class VLLMEngine(RemoteEngine):
             await self._sync.close()
         if llm is not None:
             await asyncio.to_thread(llm.shutdown, _GRACE_S)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what the engine relies on: with another value it would run, and train on what was not sampled."""
+    for name in options:
+        if name in _OWN:
+            raise RecipeError(f"the engine vllm sets vLLM's {name} itself, for {_OWN[name]}; remove that option")
 
 
 def _check_heads(config: Any) -> None:
