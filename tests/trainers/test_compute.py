@@ -6,6 +6,7 @@ import asyncio
 import copy
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from agentgym_trainers.memory import least_memory, refuse_too_large
 from agentgym_trainers.models import export
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.network import Network, Scores
+from agentgym_trainers.recompute import lean
 from agentgym_trainers.settings import (
     ComputeSettings,
     LoraSettings,
@@ -72,6 +74,44 @@ def test_recomputed_activations_make_the_same_step_without_dropout(tiny: Tiny, p
     assert found == pytest.approx(expected, rel=1e-5)
     assert (weights(one) - weights(plain)).abs().max() < 1e-6
     assert not careless.model.layers[0].training
+
+
+class Kept:
+    """The storages that forward passes keep for gradients, those of weights apart."""
+
+    def __init__(self, model: Any) -> None:
+        self._own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+        self._seen: dict[int, torch.Tensor] = {}
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in self._own:
+            self._seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    @property
+    def size(self) -> int:
+        return sum(one.untyped_storage().nbytes() for one in self._seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "share"), [("qwen", 0.7), ("opt", 1.0)])
+def test_what_elementwise_arithmetic_makes_is_not_kept_and_gradients_are_the_same_bits(
+    tiny: Tiny, family: str, share: float, dtype: torch.dtype
+) -> None:
+    found = []
+    for saving in (nullcontext, lean):
+        model = copy.deepcopy(tiny[0]) if family == "qwen" else opt(dropout=0.0)
+        kept = Kept(model)
+        with saving(model), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with torch.autograd.graph.saved_tensors_hooks(kept, lambda one: one):
+                states = model.base_model(input_ids=torch.arange(64).view(2, 32), use_cache=False).last_hidden_state
+            states.float().square().mean().backward()
+        found.append((kept.size, [one.grad for one in model.parameters() if one.grad is not None]))
+        assert all("forward" not in vars(module) for module in model.modules())
+    (plain, expected), (spared, same) = found
+    assert spared <= share * plain
+    assert len(expected) > 10
+    assert all(torch.equal(one, other) for one, other in zip(expected, same, strict=True))
 
 
 def opt(dropout: float) -> Any:
@@ -268,17 +308,10 @@ def test_what_the_kernel_only_caches_is_available(tmp_path: Path, membership: st
 @pytest.mark.parametrize("family", ["qwen", "opt"])
 def test_no_more_activations_are_counted_than_a_forward_pass_keeps(tiny: Tiny, family: str) -> None:
     model = tiny[0] if family == "qwen" else opt(dropout=0.0)
-    kept: dict[int, torch.Tensor] = {}
-    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+    kept = Kept(model)
+    with lean(model), torch.autograd.graph.saved_tensors_hooks(kept, lambda one: one):
         model.base_model(input_ids=torch.zeros(2, 32, dtype=torch.long), use_cache=False)
-    real = sum(one.untyped_storage().nbytes() for one in kept.values())
+    real = kept.size
     counted = {
         recompute: least_memory(
             TrainerSettings(compute=ComputeSettings(token_budget=64, recompute=recompute)), model.config

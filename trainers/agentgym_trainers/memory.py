@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.devices import available_memory
+from agentgym_trainers.recompute import lean
 from agentgym_trainers.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,8 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
 
 def _activations(model: Any, settings: TrainerSettings, text: Any) -> int:
     """Return the bytes per token that a model's forward pass keeps for its gradient."""
-    kept = _SURE * _kept(model, frozen=settings.lora is not None)
+    with nullcontext() if settings.compute.recompute else lean(model):
+        kept = _SURE * _kept(model, frozen=settings.lora is not None)
     if settings.compute.dtype == "bfloat16":
         kept *= _BFLOAT / _FLOAT
     inputs = _FLOAT * text.hidden_size * text.num_hidden_layers

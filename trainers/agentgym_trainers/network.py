@@ -15,7 +15,7 @@ from agentgym_trainers.critic import Critic
 from agentgym_trainers.flops import Cost
 from agentgym_trainers.logprobs import predicting_states, score
 from agentgym_trainers.packing import allow_packing, micro_batches, pack, packed_states, runs
-from agentgym_trainers.recompute import check_recomputing, recomputing
+from agentgym_trainers.recompute import check_recomputing, lean, recomputing
 from agentgym_trainers.settings import ComputeSettings
 
 
@@ -124,7 +124,8 @@ class Network(nn.Module):
 
     def _states(self, trunk: Any, part: TokenBatch) -> tuple[Tensor, int]:
         """Return [N, D] the hidden states from which sampled tokens are predicted, and how many tokens were laid."""
-        with recomputing(trunk) if self._compute.recompute and torch.is_grad_enabled() else nullcontext():
+        saving = recomputing if self._compute.recompute else lean
+        with saving(trunk) if torch.is_grad_enabled() else nullcontext():
             if self._compute.packing == "none":
                 return predicting_states(trunk, part.ids_BL, part.sampled_BL), int(part.length_B.sum())
             layout = pack(part, share=self._compute.packing == "prefixes")

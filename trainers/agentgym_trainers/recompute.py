@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from inspect import getsource
 from typing import Any
 
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -39,6 +41,48 @@ def recomputing(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+@contextmanager
+def lean(model: Any) -> Iterator[None]:
+    """Let forward passes keep what enters norms and gated products, and not what elementwise arithmetic makes of it.
+
+    That is computed anew for gradients: the same bits, no product of matrices twice, and of a Llama-like layer's
+    activations about a third less.
+    """
+    changed = [(one, partial(_again, one.forward)) for one in model.modules() if type(one).__name__.endswith("RMSNorm")]
+    changed += [(one, partial(_gated, one)) for one in model.modules() if _is_gated(type(one))]
+    for module, forward in changed:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, _ in changed:
+            del module.forward
+
+
+def _again(function: Any, *given: Any) -> Any:
+    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+
+
+def _gated(mlp: Any, x: Tensor) -> Any:
+    return _again(partial(_down, mlp), mlp.gate_proj(x), mlp.up_proj(x))
+
+
+def _down(mlp: Any, gate: Tensor, up: Tensor) -> Any:
+    """The last product itself is not computed anew: what it keeps is asked for before it begins."""
+    return mlp.down_proj(mlp.act_fn(gate) * up)
+
+
+@cache
+def _is_gated(kind: type) -> bool:
+    """Say whether modules of a class compute what `_gated` does, to the letter."""
+    try:
+        lines = getsource(kind.forward).split("\n", 1)[1]
+    except (AttributeError, OSError, TypeError):
+        return False
+    product = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+    return " ".join(lines.split()) in (f"return {product}", f"down_proj = {product} return down_proj")
 
 
 def layers_of(model: Any) -> list[Any]:
