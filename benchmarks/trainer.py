@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -75,6 +76,8 @@ PEERS: Mapping[str, tuple[str, ...]] = {"TRL": (TRL,), "TRL, vLLM": (TRL, "vllm-
 """What is installed for each."""
 UNWANTED = ("torchaudio", "torchcodec", "torchvision")
 """What vLLM's CPU build drags in, for another PyTorch."""
+ROWS = 8
+"""Of a micro-batch at most, TRL's default; ours holds as many tokens."""
 OURS: Mapping[str, int] = {"ours, in turns": 0, "ours, overlapping": 1}
 """How stale samples may be."""
 WANTED = {"0": 2.0, "0.05": 5.0, "0.2": 9.0}
@@ -92,9 +95,15 @@ class BenchmarkError(Exception):
 class Figures:
     """What one system did in its time."""
 
-    steps: Sequence[Mapping[str, float]]
-    """Without the first, in which caches and pools fill, and without as many more as samples may be stale."""
+    every: Sequence[Mapping[str, float]]
     peak_mb: float
+    skip: int = 0
+    """Steps left out: the first, in which caches and pools fill, and as many more as samples may be stale."""
+
+    @property
+    def steps(self) -> Sequence[Mapping[str, float]]:
+        """Those that count for speed."""
+        return self.every[self.skip :]
 
     @property
     def seconds(self) -> float:
@@ -107,15 +116,26 @@ class Figures:
         return sum(one["sampled"] for one in self.steps) / max(1e-9, sum(one["cpu"] for one in self.steps))
 
     @property
+    def sampled_per_second(self) -> float:
+        """Sampled tokens per second of a rollout, or of a whole step where rollouts go on beside updates."""
+        return sum(one["sampled"] for one in self.steps) / max(1e-9, sum(one["rollout"] for one in self.steps))
+
+    @property
     def trained_per_second(self) -> float:
         """Trained tokens per second of updates, over the steps that taught anything."""
         taught = [one for one in self.steps if one["trained"]]
         return sum(one["trained"] for one in taught) / max(1e-9, sum(one["learn"] for one in taught))
 
     @property
-    def reward(self) -> float:
-        """Mean reward of the last three steps: how far the same time led."""
-        return statistics.fmean(one["reward"] for one in self.steps[-3:])
+    def total(self) -> float:
+        """Seconds of training, from the first step on."""
+        return sum(one["seconds"] for one in self.every)
+
+    def reward_after(self, seconds: float) -> float | None:
+        """Mean reward of the last three steps that had ended after so many seconds, or None before the first ends."""
+        end_S = list(itertools.accumulate(one["seconds"] for one in self.every))
+        done = [one["reward"] for one, end in zip(self.every, end_S, strict=True) if end <= seconds]
+        return statistics.fmean(done[-3:]) if done else None
 
 
 @app.command()
@@ -134,7 +154,8 @@ def main(
     imitate: Annotated[int, typer.Option(min=0, help="Steps of the warm start; 0: as many as the model is given.")] = 0,
     operators: Annotated[int, typer.Option(min=0, help="Calls that an episode takes; 0: as the model is given.")] = 0,
     drafts: Annotated[int, typer.Option(min=0, help="Tokens that our engine guesses at most; 0: none.")] = 6,
-    packing: Annotated[str, typer.Option(help="How our updates lay rows: none, rows or prefixes.")] = "none",
+    packing: Annotated[str, typer.Option(help="How our updates lay rows: none, rows or prefixes.")] = "prefixes",
+    recompute: Annotated[bool, typer.Option(help="Keep only the inputs of layers in our updates.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Train a calculator agent with each system for the same time; print what a step costs and where it led.
@@ -158,7 +179,8 @@ def main(
     budget = {"seconds": seconds, "threads": threads, "tasks": 16, "attempts": 8, "operators": chain.operators}
     budget["policy_lr"] = LEARNING_RATE[model]
     room = {"turns": chain.turns, "completion": chain.completion, "context": chain.context, "turn": TURN_TOKENS}
-    speeds, engine, compute = latencies.split(","), {"draft_tokens": drafts}, {"packing": packing}
+    compute = {"packing": packing, "recompute": recompute, "token_budget": ROWS * chain.context}
+    speeds, engine = latencies.split(","), {"draft_tokens": drafts}
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
@@ -177,12 +199,13 @@ def main(
                 answer = ours(
                     {**asked, "max_staleness": allowed, "fewest": fewest, "compute": compute, "engine": engine}
                 )
-                systems[name] = Figures(answer["steps"][1 + allowed :], answer["peak_mb"])
+                systems[name] = Figures(answer["steps"], answer["peak_mb"], skip=1 + allowed)
                 bars.advance(bar)
             for name, python in peers.items() if speed != "heavy" else ():
                 bars.update(bar, description=f"{name}, tools {speed}")
-                answer = theirs(python, {**asked, **room, "vllm": name != "TRL", "fewest": 2 if quick else 4})
-                systems[name] = Figures(answer["steps"][1:], answer["peak_mb"])
+                mode = {"vllm": name != "TRL", "fewest": 2 if quick else 4, "rows": ROWS}
+                answer = theirs(python, {**asked, **room, **mode})
+                systems[name] = Figures(answer["steps"], answer["peak_mb"], skip=1)
                 bars.advance(bar)
             found[speed] = systems
     size = f"{begun['parameters'] / 1e6:.2f}M parameters, {chain.operators} calls an episode"
@@ -190,8 +213,8 @@ def main(
     console.print(table(found))
     console.print(ratios(found))
     if json_file is not None:
-        plain = {speed: {name: one.steps for name, one in systems.items()} for speed, systems in found.items()}
-        json_file.write_text(json.dumps({"warm": begun, "steps": plain}, indent=1) + "\n")
+        plain = {speed: {name: asdict(one) for name, one in systems.items()} for speed, systems in found.items()}
+        json_file.write_text(json.dumps({"warm": begun, "compute": compute, "found": plain}, indent=1) + "\n")
 
 
 def warm_start(folder: Path, model: Model, threads: int) -> dict[str, Any]:
@@ -260,16 +283,19 @@ def install(name: str, bars: Progress) -> Path:
 
 
 def table(found: Mapping[str, Mapping[str, Figures]]) -> Table:
-    """Return what each system did."""
+    """Return what each system did, with the reward that it had reached when the quickest to end had ended."""
     made = Table(title="one run", box=box.MARKDOWN)
-    for name in ("tools, s", "system", "s per step", "steps", "sampled tokens per CPU s", "trained tokens per s",
-                 "peak MB", "reward at the end"):  # fmt: skip
+    for name in ("tools, s", "system", "s per step", "steps", "sampled tokens per CPU s", "sampled tokens per s",
+                 "trained tokens per s", "peak MB", "reward"):  # fmt: skip
         made.add_column(name, justify="right" if name != "system" else "left")
     for speed, systems in found.items():
+        shared = min(one.total for one in systems.values())
         for name, one in systems.items():
+            reward = one.reward_after(shared)
             made.add_row(
                 speed, name, f"{one.seconds:.2f}", str(len(one.steps)), f"{one.sampled_per_cpu_second:,.0f}",
-                f"{one.trained_per_second:,.0f}", f"{one.peak_mb:,.0f}", f"{one.reward:.2f}",
+                f"{one.sampled_per_second:,.0f}", f"{one.trained_per_second:,.0f}", f"{one.peak_mb:,.0f}",
+                f"no step in {shared:.0f} s" if reward is None else f"{reward:.2f} after {shared:.0f} s",
             )  # fmt: skip
     return made
 

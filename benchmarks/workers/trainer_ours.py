@@ -54,7 +54,7 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
                 {
                     "seconds": now - clock["wall"],
                     "cpu": cpu - clock["cpu"] - clock["learn"],
-                    "rollout": metrics["seconds/rollout"],
+                    "rollout": now - clock["wall"] if asked["max_staleness"] else metrics["seconds/rollout"],
                     "learn": metrics["seconds/learn"],
                     "sampled": metrics["rollout/sampled_tokens"],
                     "trained": metrics["train/tokens"],

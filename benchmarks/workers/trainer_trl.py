@@ -59,16 +59,26 @@ class Calculator:
 
 
 class Measured(GRPOTrainer):  # type: ignore[misc]
-    """Notes how long sampling takes and how many tokens the model wrote."""
+    """Notes how long sampling takes, without the scoring of what was sampled, and how many tokens the model wrote."""
 
     rollout, cpu, sampled = 0.0, 0.0, 0
+    scoring = (0.0, 0.0)
 
     def _generate_and_score_completions(self, *given: Any, **named: Any) -> Any:
         began, cpu = time.monotonic(), time.process_time()
+        self.scoring = (0.0, 0.0)
         found = super()._generate_and_score_completions(*given, **named)
-        self.rollout, self.cpu = time.monotonic() - began, time.process_time() - cpu
+        self.rollout = time.monotonic() - began - self.scoring[0]
+        self.cpu = time.process_time() - cpu - self.scoring[1]
         mask = found["tool_mask"] if "tool_mask" in found else found["completion_mask"]
         self.sampled = int((mask * found["completion_mask"]).sum())
+        return found
+
+    def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
+        began, cpu = time.monotonic(), time.process_time()
+        found = super()._get_per_token_logps_and_entropies(*given, **named)
+        wall, spent = self.scoring
+        self.scoring = (wall + time.monotonic() - began, spent + time.process_time() - cpu)
         return found
 
 
@@ -148,7 +158,8 @@ def train(asked: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=1,
-            max_steps=10**6, per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2,
+            max_steps=10**6, per_device_train_batch_size=asked["rows"],
+            gradient_accumulation_steps=batch // asked["rows"],
             num_generations=asked["attempts"], max_completion_length=asked["completion"],
             max_tool_calling_iterations=asked["turns"] - 1,
             learning_rate=asked["policy_lr"], lr_scheduler_type="constant",

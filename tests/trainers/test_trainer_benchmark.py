@@ -11,11 +11,22 @@ import pytest
 
 from agentgym_trainers.chat import ChatFormat
 from benchmarks.trainer import MODELS, BenchmarkError, Figures, ratios, table, warm_start
-from benchmarks.trainer_task import BenchmarkCalculator, operations, write_tokenizer
+from benchmarks.trainer_task import (
+    HEAVY_MOST_S,
+    HEAVY_SCALE_S,
+    HEAVY_SHAPE,
+    BenchmarkCalculator,
+    operations,
+    wait,
+    write_tokenizer,
+)
 
 
 def figures(seconds: float, rewards: tuple[float, ...] = (0.2, 0.4, 0.6)) -> Figures:
-    step = {"seconds": seconds, "cpu": seconds / 2, "learn": seconds / 4, "sampled": 1000.0, "trained": 500.0}
+    step = {
+        "seconds": seconds, "cpu": seconds / 2, "rollout": seconds * 3 / 4, "learn": seconds / 4, "sampled": 1000.0,
+        "trained": 500.0,
+    }  # fmt: skip
     return Figures([{**step, "reward": one} for one in rewards], peak_mb=100 * seconds)
 
 
@@ -34,7 +45,20 @@ def test_demonstrations_are_played_as_they_would_be_by_a_model(tmp_path: Path) -
     assert set(solved) == {0.0, 1.0}
 
 
-def test_heavy_tails_and_plain_latencies_take_their_time() -> None:
+def test_heavy_tails_and_plain_latencies_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("benchmarks.trainer_task.time.sleep", waited.append)
+    for latency in ("0", "0.05", *["heavy"] * 400):
+        wait(latency)
+    assert waited[0] == 0.05
+    heavy = np.array(waited[1:])
+    assert len(heavy) == 400
+    assert heavy.min() >= HEAVY_SCALE_S
+    assert heavy.max() <= HEAVY_MOST_S
+    assert (heavy > 10 * HEAVY_SCALE_S).mean() == pytest.approx(10**-HEAVY_SHAPE, abs=0.05)  # Pareto's tail
+
+
+def test_a_latency_that_is_no_number_is_no_latency() -> None:
     env = BenchmarkCalculator(latency="nonsense")
     env.reset(seed=0)
     with pytest.raises(ValueError, match="nonsense"):
@@ -86,8 +110,23 @@ def test_ratios_compare_the_better_of_our_schedules_with_the_better_of_their_mod
         ("a step in turns against one that overlaps, heavy-tailed tools", ">= 1.6", "1.50", "MISSED"),
     ]
     assert table(found).row_count == 6
-    assert figures(2.0).reward == pytest.approx(0.4)
-    assert figures(2.0).sampled_per_cpu_second == pytest.approx(1000.0)
+
+
+def test_figures_leave_out_first_steps_except_from_the_time_that_led_to_a_reward() -> None:
+    one = replace(figures(2.0, rewards=(0.1, 0.2, 0.4, 0.6)), skip=2)
+    assert len(one.steps) == 2
+    assert one.sampled_per_cpu_second == pytest.approx(1000.0)
+    assert one.sampled_per_second == pytest.approx(2000 / 3)
+    assert one.trained_per_second == pytest.approx(1000.0)
+    assert one.total == 8.0
+    found = [one.reward_after(seconds) for seconds in (1.9, 2.0, 5.9, 6.0, 99.0)]
+    assert found == [None, *(pytest.approx(mean) for mean in (0.1, 0.15, 0.7 / 3, 0.4))]
+
+
+def test_rewards_are_compared_after_the_same_time() -> None:
+    slow = figures(9.0)
+    made = table({"0": {"quick": figures(2.0), "slow": slow, "half": figures(3.0)}})
+    assert list(made.columns[-1].cells) == ["0.40 after 6 s", "no step in 6 s", "0.30 after 6 s"]
 
 
 def test_sampling_is_compared_with_each_of_their_modes() -> None:
