@@ -1,7 +1,8 @@
 """Trains a run in children that are killed with SIGKILL one after another, the last one not; imports are paid once.
 
-`python killing.py RUN 'PHASES:LINES:SECONDS' ...`: each child is killed so many seconds after it told so many lines of
-progress of one of the phases (joined by +). Prints one line per child: the signal that ended it, or `ended`.
+`python killing.py RUN STEP:SECONDS ...`: each child is killed so many seconds after it told of this step or of a later
+one; step 0 is told of from the beginning. Prints one line per child: the signal that ended it and what it was at, or
+`ended`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from agentgym.run import RunDirectory
 from agentgym_trainers.native import NativeTrainer
 
 CALCULATOR = "agentgym/Calculator-v0"
+NEXT = {"sft": ("warm start", "evaluation"), "policy": ("policy", "evaluation"), "eval": ("policy", "end")}
+"""What comes after a line of progress, and after the last one of its kind."""
 
 
 def train(folder: Path, out: int) -> None:
-    """Go on with a run, telling of its progress."""
+    """Go on with a run, telling which step is done and what begins."""
     if CALCULATOR not in registry.names("envs"):
         registry.register(CALCULATOR, "agentgym_envs.calculator:CalculatorEnv")
     run = RunDirectory.open(folder)
+    recipe = Recipe.parse(run.manifest.recipe)
+    warm = recipe.trainer_settings().sft.steps
 
     def tell(phase: str, done: int, steps: int, metrics: object) -> None:
-        os.write(out, f"{phase}\n".encode())
+        if phase in NEXT:
+            step = done if phase == "sft" else warm + done
+            os.write(out, f"{step} {NEXT[phase][done == steps]}\n".encode())
 
-    NativeTrainer().train(Recipe.parse(run.manifest.recipe).prepare(), run, resume=True, progress=tell)
+    NativeTrainer().train(recipe.prepare(), run, resume=True, progress=tell)
 
 
 def child(folder: Path, moment: str | None) -> str:
@@ -45,18 +52,28 @@ def child(folder: Path, moment: str | None) -> str:
             os._exit(1)
         os._exit(0)
     os.close(outlet)
+    told = ["0 set-up\n"]
     with os.fdopen(inlet) as lines:
         if moment is not None:
-            phases, wanted, seconds = moment.split(":")
-            left = int(wanted)
-            while left and (line := lines.readline()):
-                left -= line.strip() in phases.split("+")
+            step, _, seconds = moment.partition(":")
+            while _step(told[-1]) < int(step) and (line := lines.readline()):
+                told.append(line)
             time.sleep(float(seconds))
             os.kill(pid, signal.SIGKILL)
-        else:
-            lines.read()
+        told.extend(lines)
         status = os.waitpid(pid, 0)[1]
-    return signal.Signals(status).name if os.WIFSIGNALED(status) else f"ended {os.WEXITSTATUS(status)}"
+    if not os.WIFSIGNALED(status):
+        return f"ended {os.WEXITSTATUS(status)}"
+    aside = any((folder / "checkpoints").glob(f".*-{pid}"))  # which only the writing of a checkpoint leaves
+    return f"{signal.Signals(os.WTERMSIG(status)).name} in {'checkpoint' if aside else _begun(told[-1])}"
+
+
+def _step(line: str) -> int:
+    return int(line.partition(" ")[0])
+
+
+def _begun(line: str) -> str:
+    return line.partition(" ")[2].strip()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentgym.errors import RecipeError
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, restore_generators
-from agentgym_trainers.models import new_model
+from agentgym_trainers.models import load_model, new_model
 from agentgym_trainers.policies import checkpoint_policy
 from agentgym_trainers.settings import ModelSettings
 
@@ -43,6 +43,13 @@ def test_the_model_loads_with_transformers(checkpoints: Checkpoints, tiny: Tiny)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(one, tiny[0].state_dict()[name]) for name, one in model.state_dict().items())
     assert AutoTokenizer.from_pretrained(folder).encode("12+34") == tiny[1].encode_text("12+34")
+
+
+def test_loaded_weights_lie_as_new_ones_do_because_products_round_by_the_address(
+    checkpoints: Checkpoints, tiny: Tiny
+) -> None:
+    model, _ = load_model(checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE).model_path, "cpu")
+    assert {one.data_ptr() % 64 for made in (tiny[0], model) for one in made.parameters()} == {0}
 
 
 def test_only_the_newest_stay(checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path) -> None:
@@ -96,6 +103,19 @@ def test_the_best_is_the_best_of_what_was_judged_alike(checkpoints: Checkpoints,
     best = checkpoints.best(passed)
     assert best is not None
     assert best.step == 5
+
+
+def test_the_newest_that_is_not_suspicious_stays(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    def write(step: int, suspicious: bool) -> list[int]:
+        checkpoints.write(step, tiny[0], tiny[1].tokenizer, {}, RECIPE, suspicious=suspicious)
+        good = checkpoints.good()
+        return [0 if good is None else good.step, *(one.step for one in checkpoints.all())]
+
+    assert write(1, True) == [0, 1]
+    assert write(2, False) == [2, 1, 2]
+    assert write(3, False) == [3, 2, 3]
+    assert [write(step, True) for step in (4, 5, 6)][-1] == [3, 3, 5, 6]
+    assert write(7, False) == [7, 6, 7]
 
 
 def test_a_damaged_checkpoint_says_so(checkpoints: Checkpoints, tiny: Tiny) -> None:

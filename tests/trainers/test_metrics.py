@@ -210,3 +210,20 @@ def test_a_run_whose_weights_explode_stops_and_its_checkpoint_is_sound(lab: Any,
 def test_a_rule_that_means_nothing_is_refused(lab: Any, rule: dict[str, Any], reason: str) -> None:
     with pytest.raises(AgentgymError, match=reason):
         recipe(lab, trainer={"watch": {"stop": [rule]}})
+
+
+def test_a_run_that_ends_in_doubt_keeps_the_last_good_checkpoint_beside_its_last(lab: Any, tmp_path: Path) -> None:
+    rule = {"metric": "rollout/turns", "above": 0.0, "steps": 9}
+    watched = {"checkpoint": {"every": 1, "keep": 1}, "watch": {"stop": [rule]}}
+    run = train(recipe(lab, policy={"steps": 3}, trainer=watched), tmp_path)
+    kept = Checkpoints(run.checkpoints, keep=1).all()
+    assert [(one.step, one.suspicious) for one in kept] == [(0, False), (3, True)]
+
+
+def test_a_warm_start_that_ends_in_doubt_keeps_the_last_good_checkpoint(lab: Any, tmp_path: Path) -> None:
+    rule = {"metric": "sft/lr", "below": 1e-4, "steps": 9}  # where the schedule ends
+    sft = {"steps": 6, "batch_size": 4, "demonstrations": 8, "optim": {"lr": 1e-3, "schedule": "cosine"}}
+    watched = {"sft": sft, "checkpoint": {"sft_every": 2, "keep": 1}, "watch": {"stop": [rule]}}
+    run = train(recipe(lab, policy={"steps": 0}, trainer=watched), tmp_path)
+    kept = Checkpoints(run.checkpoints, keep=1).all()
+    assert [(one.step, one.suspicious) for one in kept] == [(4, False), (6, True)]

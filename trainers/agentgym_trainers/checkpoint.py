@@ -47,6 +47,11 @@ class Checkpoint:
         return None if found is None else float(found)
 
     @property
+    def suspicious(self) -> bool:
+        """Whether a bound of `trainer.watch.stop` was exceeded as it was written."""
+        return bool(self._manifest().get("suspicious"))
+
+    @property
     def yardstick(self) -> str:
         """What the score is the score of: scores of one yardstick can be compared."""
         return _yardstick(self.recipe)
@@ -88,7 +93,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` stay, and the one with the best score."""
+    """The checkpoints of one run; the newest `keep` stay, the newest unsuspicious, and the one with the best score."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
@@ -102,6 +107,10 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         """Return the newest."""
         return next(reversed(self.all()), None)
+
+    def good(self) -> Checkpoint | None:
+        """Return the newest that is not suspicious."""
+        return next((one for one in reversed(self.all()) if not one.suspicious), None)
 
     def best(self, recipe: Mapping[str, Any] | None = None) -> Checkpoint | None:
         """Return the one with the highest score, the newest of several.
@@ -125,6 +134,7 @@ class Checkpoints:
         recipe: Mapping[str, Any],
         *,
         score: float | None = None,
+        suspicious: bool = False,
     ) -> Checkpoint:
         """Write one, point `latest` to it, and `best` to the best; remove the oldest others beyond `keep`.
 
@@ -135,11 +145,12 @@ class Checkpoints:
             state: what else the next step depends on; random number generators are added.
             recipe: plain data; only a run under the same recipe may continue from here.
             score: what the metric by which the best is kept was at this step, the higher the better.
+            suspicious: whether the run may be collapsing; the newest that is not stays.
         """
         aside = self._aside(step)
         export(model, tokenizer, aside / "model")
         torch.save({**state, "generators": _generators()}, aside / "state.pt")
-        return self._place(aside, step, recipe, score)
+        return self._place(aside, step, recipe, score, suspicious=suspicious)
 
     def adopt(self, step: int, model: Path, recipe: Mapping[str, Any], *, score: float | None = None) -> Checkpoint:
         """Make a checkpoint, from which no run goes on, of a Hugging Face folder that another trainer wrote.
@@ -164,9 +175,11 @@ class Checkpoints:
         aside.mkdir()
         return aside
 
-    def _place(self, aside: Path, step: int, recipe: Mapping[str, Any], score: float | None) -> Checkpoint:
+    def _place(
+        self, aside: Path, step: int, recipe: Mapping[str, Any], score: float | None, *, suspicious: bool = False
+    ) -> Checkpoint:
         """Give a written checkpoint its name, and remove the oldest others."""
-        manifest = {"step": step, "score": score, "recipe": recipe}
+        manifest = {"step": step, "score": score, "suspicious": suspicious, "recipe": recipe}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush(aside)
         place = self._folder / f"{_PREFIX}{step:06d}"
@@ -174,12 +187,12 @@ class Checkpoints:
             self._remove(place)
         aside.rename(place)
         _flush(self._folder, deep=False)
-        best = self.best()
+        best, good = self.best(), self.good()
         self._point("latest", place.name)
         if best is not None:
             self._point("best", best.path.name)
         for old in self.all()[: -self._keep]:
-            if best is None or old.step != best.step:
+            if old not in (best, good):
                 self._remove(old.path)
         return Checkpoint(place, step)
 

@@ -140,10 +140,11 @@ class Trainer:
             due = self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps
             if due and not self._watch.suspicious:
                 self._save()
+        suspicious = self._watch.suspicious
         self._watch.end_warm_start()
         self._update.begin(self.parts.learner)
         await self.parts.engine.update_weights(version=self.parts.engine.weight_version)
-        self._save(await self._evaluate(0))
+        self._save(await self._evaluate(0), suspicious=suspicious)
 
     async def _improve(self) -> None:
         """Sample, price, learn; evaluate and save now and then."""
@@ -217,13 +218,13 @@ class Trainer:
 
     def _stopped(self, error: CollapseError) -> CollapseError:
         """Leave the reason in the run's folder, and say which checkpoint is from before."""
-        good = self.checkpoints.latest()
-        kept = "there is no checkpoint" if good is None else f"the last checkpoint from before is {good.path}"
+        good = self.checkpoints.good()
+        kept = "there is no good checkpoint" if good is None else f"the last checkpoint from before is {good.path}"
         reason = f"stopped after step {self.step}: {error}; {kept}"
         self.run.write_json(STOPPED, {"step": self.step, "reason": reason})
         return CollapseError(reason)
 
-    def _save(self, score: float | None = None) -> None:
+    def _save(self, score: float | None = None, *, suspicious: bool = False) -> None:
         began = time.monotonic()
         state = {
             "step": self.step,
@@ -236,7 +237,10 @@ class Trainer:
         }
         model, tokenizer = self.parts.model, self.parts.chat.tokenizer
         if self.world.main:
-            self.checkpoints.write(self.step, model, tokenizer, state, self._plain_recipe, score=score)
+            doubt = suspicious or self._watch.suspicious
+            self.checkpoints.write(
+                self.step, model, tokenizer, state, self._plain_recipe, score=score, suspicious=doubt
+            )
         self._told_later = {"seconds/save": time.monotonic() - began}
 
     def _restore(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:

@@ -16,6 +16,9 @@ from agentgym_trainers.lora import has_lora, merged_state
 from agentgym_trainers.settings import ModelSettings
 from agentgym_trainers.tokenizer import build_tokenizer
 
+_ALIGNMENT = 64
+"""Bytes; PyTorch allocates at multiples of it."""
+
 
 def new_model(settings: ModelSettings, corpus: Iterable[str], seed: int, device: str) -> tuple[Any, Any]:
     """Return a randomly initialised Qwen2 and a tokenizer made from the corpus."""
@@ -98,8 +101,16 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise _unloadable(path, error) from error
+    _align(model)
     # Training and sampling must see one function: dropout would make their logprobs differ.
     return model.to(device).eval(), tokenizer
+
+
+def _align(model: Any) -> None:
+    """Move weights as new ones would lie: in a mapped file they lie anywhere, and products round by the address."""
+    for one in model.parameters():
+        if one.data_ptr() % _ALIGNMENT:
+            one.data = one.data.clone()
 
 
 def export(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -225,7 +225,7 @@ class CheckpointSettings(Record):
     sft_every: Positive = 200
     """Steps of the warm start."""
     keep: Positive = 2
-    """How many of the newest stay."""
+    """How many of the newest stay; the newest that breaks no rule of `watch.stop` stays in any case."""
     best: Annotated[str, Field(pattern="^eval/")] | None = None
     """An evaluation's metric, such as eval/pass@1: the checkpoint of its highest value is written and stays as well."""
 
@@ -238,7 +238,8 @@ class StopRule(Record):
     below: float | None = None
     above: float | None = None
     steps: Positive = 1
-    """How many times in a row. From the first on, no checkpoint is written, so that the last good one stays."""
+    """How many times in a row. From the first on, only the end of a phase writes a checkpoint, marked as suspicious,
+    and the last one from before stays."""
 
     @model_validator(mode="after")
     def _bounded(self) -> StopRule:
