@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from transformers import Qwen2Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from agentgym_trainers.tokenizer import build_tokenizer
 
@@ -146,9 +148,19 @@ _SEED = build_tokenizer(["<tool_response>", "<|im_start|>user\nhello", "I think 
 _EOS = {"mistral": "</s>", "deepseek": "<｜end▁of▁sentence｜>", "deepseek-r1": "<｜end▁of▁sentence｜>"}
 
 
+MARKS = ["never", "first", "always", "prepend"]
+"""Where tokenizers made by SentencePiece write a space that is not in the text: nowhere, at the beginning, after every
+control token, and the last once more, by a normalizer as in the files of Llama 2."""
+BLANKS = ["\n", "\n\n", "\u2581\u2581"]
+MARKED = ["mistral/first", "mistral/always", "mistral/prepend", "gemma/never", "gemma/first"]
+"""Families whose tokenizers are made by SentencePiece."""
+
+
 def tokenizer_of(family: str) -> Any:
-    """Return a tokenizer with the template of a family and every family's control tokens."""
-    return tokenizer_with(FAMILIES[family], _EOS.get(family, "<|endoftext|>"))
+    """Return a tokenizer with the template of a family, or one of `MARKED`, and every family's control tokens."""
+    name, _, marks = family.partition("/")
+    eos = _EOS.get(name, "<|endoftext|>")
+    return marked_tokenizer(FAMILIES[name], eos, marks) if marks else tokenizer_with(FAMILIES[name], eos)
 
 
 def tokenizer_with(template: str | None, eos: str = "<|endoftext|>") -> Any:
@@ -160,3 +172,43 @@ def tokenizer_with(template: str | None, eos: str = "<|endoftext|>") -> Any:
     tokenizer.add_tokens(ADDED)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def marked_tokenizer(template: str, eos: str, marks: str) -> Any:
+    """Return a tokenizer like those made by SentencePiece: spaces are letters, and unknown letters are bytes.
+
+    Without marks it is like Gemma's, which has tokens of their own for runs of blanks.
+
+    Args:
+        template: its chat template.
+        eos: the token that ends a text.
+        marks: one of `MARKS`.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    corpus = ["question answer observation hello seen Be good. Hi", "\nuser abc xyz"] * 3
+    trained.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    names = ["<unk>", *(f"<0x{one:02X}>" for one in range(256)), "\u2581", *'{}[]<|>"\\:,/', *BLANKS, *model["vocab"]]
+    vocab = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    tokenizer = Tokenizer(
+        models.BPE(vocab, [tuple(one) for one in model["merges"]], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    spaced = normalizers.Replace(" ", "\u2581")
+    if marks == "never":
+        tokenizer.normalizer = spaced
+    elif marks == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaced])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=marks, split=False)
+    steps: list[Any] = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, *([] if marks == "never" else [decoders.Strip(" ", 1, 0)])])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token=eos, pad_token="<pad>",
+        additional_special_tokens=SPECIAL, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    made.add_tokens(ADDED)
+    if marks == "never":
+        made.add_tokens([AddedToken(one, normalized=False) for one in BLANKS])
+    made.chat_template = template
+    return made

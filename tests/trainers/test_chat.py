@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import pytest
-from chat_templates import FAMILIES, HEAD, PLAIN, QWEN25, TAIL, tokenizer_of, tokenizer_with
+from chat_templates import FAMILIES, HEAD, LLAMA3, MARKED, PLAIN, QWEN25, TAIL, tokenizer_of, tokenizer_with
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
 
 from agentgym.errors import UnknownNameError
+from agentgym.policy import ToolSchema
 from agentgym.tokens import TokenKind
 from agentgym.types import Message
 from agentgym_trainers.chat import SYNTAX as MARKS
@@ -41,8 +44,8 @@ def format_of(family: str) -> ChatFormat:
     return ChatFormat(build_tokenizer(["hello"], 320) if family == "tiny" else tokenizer_of(family))
 
 
-every_family = pytest.mark.parametrize("family", ["tiny", *FAMILIES])
-plain_family = pytest.mark.parametrize("family", ["tiny", *PLAIN])
+every_family = pytest.mark.parametrize("family", ["tiny", *FAMILIES, *MARKED])
+plain_family = pytest.mark.parametrize("family", ["tiny", *PLAIN, *MARKED])
 
 NASTY = [
     "<|im_end|>", "<|im_start|>assistant\n", "</tool_response>", "<|end|>", "<|assistant|>", "<|eot_id|>", "[/INST]",
@@ -52,8 +55,11 @@ SYNTAX = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", 
 said = st.one_of(st.text(min_size=1), st.lists(st.sampled_from(NASTY), min_size=1).map("".join)).map(str.strip)
 answers = said.filter(lambda text: text and not MARKS.search(text))
 contents = st.one_of(said, st.lists(st.sampled_from(SYNTAX), min_size=1).map("".join)).filter(bool)
+words = st.one_of(st.none(), contents)
 observations = st.lists(
-    st.builds(Message, role=st.sampled_from(["user", "tool"]), content=contents), min_size=1, max_size=3
+    st.builds(Message, role=st.sampled_from(["user", "tool"]), content=contents, name=words, tool_call_id=words),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -70,7 +76,7 @@ def test_prompt_and_suffixes_spell_the_whole_template(
     messages = [Message(role="user", content=prompt)]
     ids = flat(chat.prompt(messages))
     for answer, seen in answers:
-        if family == "mistral":  # it wants to see the calls that a tool's answers belong to
+        if family.startswith("mistral"):  # it wants to see the calls that a tool's answers belong to
             seen = [one for one in seen if one.role == "user"] or [Message(role="user", content="go on")]
         boundary = flat(chat.suffix(seen, ended=False))
         stop = boundary[0]
@@ -81,14 +87,85 @@ def test_prompt_and_suffixes_spell_the_whole_template(
 
 
 @every_family
-@given(content=contents, role=st.sampled_from(["user", "tool"]))
-def test_text_never_yields_a_control_token(family: str, content: str, role: str) -> None:
+@given(content=contents, role=st.sampled_from(["user", "tool"]), name=words, call_id=words)
+def test_text_never_yields_a_control_token(
+    family: str, content: str, role: str, name: str | None, call_id: str | None
+) -> None:
     chat = format_of(family)
-    message = Message(role="user" if role == "user" else "tool", content=content)
-    control = chat.encode_text.control
+    message = Message(role="user" if role == "user" else "tool", content=content, name=name, tool_call_id=call_id)
+    plain = Message(role=message.role, content="x")
     for render in (chat.suffix, chat.prompt if role == "user" else chat.suffix):
-        plain, found = (flat(render([one])) for one in (message.model_copy(update={"content": "x"}), message))
-        assert [one for one in found if one in control] == [one for one in plain if one in control]
+        assert control_of(chat, render([message])) == control_of(chat, render([plain]))
+
+
+def control_of(chat: ChatFormat, pieces: list[tuple[list[int], TokenKind]]) -> list[int]:
+    return [one for one in flat(pieces) if one in chat.encode_text.control]
+
+
+def schema_of(name: str, description: str, parameter: str) -> ToolSchema:
+    properties = {parameter: {"type": "string", "description": description, "enum": [description]}}
+    parameters = {"type": "object", "properties": properties, "required": [parameter]}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+SPELLED = (
+    "{%- for tool in tools or [] -%}<{{ tool.function.name }}>{{ tool.function.description | trim }}"
+    "{%- for name in tool.function.parameters.properties -%}{{ '\n<|' ~ name }}{%- endfor -%}{%- endfor -%}" + CHATML
+)
+"""Tools in words, their names in angle brackets."""
+
+
+@pytest.mark.parametrize("family", ["qwen2.5", "qwen3", "mistral", "mistral/first", "mistral/always", "spelled"])
+@given(name=contents, description=contents, parameter=contents)
+def test_tool_schemas_never_yield_a_control_token_and_are_shown_as_they_are(
+    family: str, name: str, description: str, parameter: str
+) -> None:
+    chat = spelled() if family == "spelled" else format_of(family)
+    messages = [Message(role="user", content="x")]
+    nasty, tame = schema_of(name, description, parameter), schema_of("f", "g", "h")
+    found = chat.prompt(messages, [nasty])
+    assert control_of(chat, found) == control_of(chat, chat.prompt(messages, [tame]))
+    if family == "qwen2.5" and all(one.isascii() for one in (name, description, parameter)):
+        assert json.dumps(nasty, ensure_ascii=False) in chat.tokenizer.decode(flat(found))
+
+
+@cache
+def spelled() -> ChatFormat:
+    return ChatFormat(tokenizer_with(SPELLED))
+
+
+def test_a_tools_schema_that_needs_no_care_is_encoded_as_the_template_writes_it() -> None:
+    chat = format_of("qwen2.5")
+    messages, schema = [Message(role="user", content="x")], schema_of("object_ref", "Look it up.", "query")
+    shown = chat.tokenizer.apply_chat_template([messages[0].openai()], tools=[schema], tokenize=False)
+    before = shown.partition("x<|im_end|>")[0]
+    wanted = chat.tokenizer.encode(before, add_special_tokens=False)
+    assert flat(chat.prompt(messages, [schema]))[: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"), [("abcdefghi", "abcdefghi"), ("ab", "agentgym0"), ("[/INST]ab", "agentgym0"), ("", "agentgym0")]
+)
+def test_an_id_that_a_model_made_up_is_shown_where_the_template_takes_it(found: str, shown: str) -> None:
+    chat = format_of("mistral")
+    seen = [Message(role="tool", content="ok", tool_call_id=found, name="f")]
+    assert f'"call_id": "{shown}"' in chat.tokenizer.decode(flat(chat.suffix(seen)))
+
+
+def test_a_made_up_name_that_the_template_changes_is_shown_as_another() -> None:
+    shouts = CHATML.replace("message.content", "(message.name or '') | upper ~ message.content")
+    chat = ChatFormat(tokenizer_with(shouts))
+    for name, shown in (("look", "LOOK"), ("<|im_end|>f", "UNKNOWN")):
+        seen = [Message(role="tool", content="ok", name=name)]
+        assert f"tool\n{shown}ok" in chat.tokenizer.decode(flat(chat.suffix(seen)))
+
+
+def test_a_name_that_a_model_made_up_is_shown_as_text() -> None:
+    chat = ChatFormat(tokenizer_with(CHATML.replace("message.content", "(message.name or '') ~ message.content")))
+    seen = [Message(role="tool", content="ok", name="<|im_end|>f")]
+    found = chat.suffix(seen)
+    assert "tool\n<|im_end|>fok" in chat.tokenizer.decode(flat(found))
+    assert control_of(chat, found) == control_of(chat, chat.suffix([Message(role="tool", content="ok")]))
 
 
 @every_family
@@ -174,6 +251,32 @@ def test_a_stop_token_that_also_opens_the_next_message_is_written_once() -> None
     assert flat(chat.suffix(seen, stop_id=user))[0] == observation  # the model expected somebody else
 
 
+EOM = LLAMA3 + "{#- calls of tools that are built in end with <|eom_id|> -#}"
+
+
+@pytest.mark.parametrize(
+    ("template", "stop", "after"),
+    [
+        pytest.param(QWEN25, "<|im_end|>", "\n<|im_start|>", id="the-templates"),
+        pytest.param(QWEN25, "<|endoftext|>", "<|im_end|>\n<|im_start|>", id="the-documents"),
+        pytest.param(QWEN25, "<|im_start|>", "<|im_end|>\n<|im_start|>", id="an-opening"),
+        pytest.param(EOM, "<|eom_id|>", "<|start_header_id|>", id="another-of-the-template"),
+        pytest.param(EOM, "<|endoftext|>", "<|eot_id|><|start_header_id|>", id="not-of-the-template"),
+    ],
+)
+def test_every_stop_token_of_a_model_ends_a_turn_and_the_templates_own_end_follows_where_it_is_another(
+    template: str, stop: str, after: str
+) -> None:
+    tokenizer = tokenizer_with(template)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|eom_id|>"]}, replace_extra_special_tokens=False)
+    number = tokenizer.convert_tokens_to_ids(stop)
+    chat = ChatFormat(tokenizer, stop_ids=[number])
+    assert number in chat.stop_ids
+    assert chat.parse([*chat.encode_text("so"), number]).content == "so"
+    found = flat(chat.suffix([Message(role="user", content="ok")], stop_id=number))
+    assert tokenizer.decode(found).startswith(after)
+
+
 def test_a_tools_answer_is_escaped_where_the_template_writes_json() -> None:
     ids = flat(format_of("llama3").suffix([Message(role="tool", content='a "b"\n\\')]))
     assert '"a \\"b\\"\\n\\\\"' in format_of("llama3").tokenizer.decode(ids)
@@ -184,7 +287,7 @@ def test_a_calls_id_reaches_the_template() -> None:
     assert '"call_id": "abcdefghi"' in format_of("mistral").tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("family", ["gemma", "mistral"])
+@pytest.mark.parametrize("family", ["gemma", "mistral", *MARKED])
 def test_a_system_message_that_is_refused_joins_the_question(family: str) -> None:
     chat = format_of(family)
     ids = flat(chat.prompt([Message(role="system", content="Be good."), Message(role="user", content="Hi")]))
@@ -212,6 +315,43 @@ def test_tools_reach_the_template() -> None:
     for family in ("qwen2.5", "mistral"):
         chat = format_of(family)
         assert "fetch_it" in chat.tokenizer.decode(flat(chat.prompt([Message(role="user", content="x")], [schema])))
+
+
+@pytest.mark.parametrize("family", MARKED)
+def test_contents_between_control_tokens_are_read_as_the_tokenizer_reads_the_whole(family: str) -> None:
+    chat = format_of(family)
+    shown = [Message(role="user", content="hello\n\nseen  it"), Message(role="assistant", content="Hi answer")]
+    shown += [Message(role="user", content="question")]
+    text = chat.tokenizer.apply_chat_template([one.openai() for one in shown], tokenize=False)
+    wanted = chat.tokenizer.encode(text, add_special_tokens=False)
+    found = flat(chat.prompt(shown))
+    assert (found == wanted) if family.startswith("mistral") else (found[: len(wanted)] == wanted)
+
+
+@pytest.mark.parametrize("family", MARKED)
+def test_no_space_is_read_or_heard_that_nobody_wrote(family: str) -> None:
+    chat = format_of(family)
+    seen = Message(role="user", content="hello", guidance="Hi")
+    assert "helloHi" in chat.tokenizer.decode(flat(chat.prompt([seen])))
+    assert chat.parse(chat.answer("answer")).content == "answer"
+    if family != "mistral/always":  # which reads " return" and "return" alike behind a control token
+        assert chat.parse(chat.answer("  return 1\n")).content == "  return 1\n"
+
+
+def test_only_fast_tokenizers_are_taken() -> None:
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = CHATML
+    with pytest.raises(ChatFormatError, match=r"wanted a fast tokenizer .*, found ByT5Tokenizer; load it with"):
+        ChatFormat(tokenizer)
+
+
+def test_a_template_that_changes_a_tools_schema_which_needs_care_is_refused() -> None:
+    shouts = "{%- for tool in tools or [] -%}{{ tool.function.description | upper }}{%- endfor -%}" + CHATML
+    chat = ChatFormat(tokenizer_with(shouts))
+    messages = [Message(role="user", content="x")]
+    assert "LOOK" in chat.tokenizer.decode(flat(chat.prompt(messages, [schema_of("f", "look", "x")])))
+    with pytest.raises(ChatFormatError, match=r"changes a tool's name or schema: found .*; choose a template"):
+        chat.prompt(messages, [schema_of("f", "<|im_end|>", "x")])
 
 
 @pytest.mark.parametrize(

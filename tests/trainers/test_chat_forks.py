@@ -33,7 +33,9 @@ TOOL: ToolSchema = {"type": "function", "function": {"name": "look", "descriptio
 
 @cache
 def format_of(family: str, thinking: Any = "fork", calls: str | None = None) -> ChatFormat:
-    return ChatFormat(tokenizer_of(family), thinking=thinking, calls=calls)
+    tokenizer = tokenizer_of(family)
+    stops = [one for one in tokenizer.convert_tokens_to_ids(STOPS) if one is not None]
+    return ChatFormat(tokenizer, thinking=thinking, calls=calls, stop_ids=stops)
 
 
 class Parrot:
@@ -86,6 +88,7 @@ def play(
 
 NASTY = ["<|im_end|>", "<|im_start|>assistant\n", "</think>", "<think>", "<tool_call>", "[INST]", "<｜Assistant｜>",
          "</s>",          "\ue000agentgym1\ue001", "<end_of_turn>", "\n"]  # fmt: skip
+STOPS = ["<|endoftext|>", "<|im_start|>"]  # as a model's generation_config may list them
 words = st.text("abc xyz.", min_size=1, max_size=8).map(str.strip).filter(bool)
 texts = st.one_of(words, st.lists(st.sampled_from(NASTY), min_size=1, max_size=4).map("".join))
 any_ids = st.lists(st.integers(0, 318), max_size=8)
@@ -94,22 +97,32 @@ turns = st.lists(
         st.booleans(),  # a thought?
         any_ids,
         any_ids,
-        st.booleans(),  # cut before its end?
-        st.lists(st.builds(Message, role=st.sampled_from(["user", "tool"]), content=texts), min_size=1, max_size=2),
+        st.none() | st.integers(0, 4),  # which stop token, if it was not cut
+        st.lists(
+            st.builds(
+                Message,
+                role=st.sampled_from(["user", "tool"]),
+                content=texts,
+                name=st.none() | texts,
+                tool_call_id=st.none() | texts,
+            ),
+            min_size=1,
+            max_size=2,
+        ),
     ),
     min_size=1,
     max_size=4,
 )
 
 
-def spoken(chat: ChatFormat, thinks: bool, thought: list[int], answer: list[int], cut: bool) -> list[int]:
+def spoken(chat: ChatFormat, thinks: bool, thought: list[int], answer: list[int], stop: int | None) -> list[int]:
     """Return sampled ids: letters at random, thoughts marked as models mark them."""
     opening, closing = chat.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     ids = [*([] if chat.opens_thought else [opening]), *thought, closing, *answer] if thinks else answer
-    return [*ids, *([] if cut and ids else [chat.end_id])]
+    return ids if stop is None and ids else [*ids, chat.stop_ids[(stop or 0) % len(chat.stop_ids)]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral/always", "gemma/never", "gemma/first"])
 @settings(deadline=None, max_examples=60)
 @given(script=turns)
 def test_the_buffer_holds_what_was_read_and_what_was_sampled_once(family: str, script: list[Any]) -> None:
@@ -136,21 +149,25 @@ def test_the_buffer_holds_what_was_read_and_what_was_sampled_once(family: str, s
         assert len(rows) == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral/always", "gemma/never", "gemma/first"])
 @settings(deadline=None, max_examples=60)
-@given(script=turns)
-def test_no_observation_adds_a_control_token_on_any_turn(family: str, script: list[Any]) -> None:
+@given(script=turns, description=texts)
+def test_no_observation_adds_a_control_token_on_any_turn(family: str, script: list[Any], description: str) -> None:
     chat = format_of(family)
     says = [spoken(chat, *one[:4]) for one in script]
-    tame = [[one.model_copy(update={"content": "x"}) for one in seen] for *_, seen in script]
+    tame = [[Message(role=one.role, content="x") for one in seen] for *_, seen in script]
 
-    def control(seen: Sequence[Sequence[Message]]) -> list[list[int]]:
-        return [[one for one in ids if one in chat.encode_text.control] for ids in play(chat, says, seen)[1]]
+    def control(seen: Sequence[Sequence[Message]], description: str = "x") -> list[list[int]]:
+        tool: ToolSchema = {"type": "function", "function": {"name": "look", "description": description}}
+        read = play(chat, says, seen, (tool,))[1]
+        return [[one for one in ids if one in chat.encode_text.control] for ids in read]
 
-    assert control([one[4] for one in script]) == control(tame)
+    assert control([one[4] for one in script], description) == control(tame)
 
 
-@pytest.mark.parametrize("family", ["qwen2.5", "qwen3", "llama3", "gemma", "deepseek", "deepseek-r1"])
+@pytest.mark.parametrize(
+    "family", ["qwen2.5", "qwen3", "llama3", "gemma", "deepseek", "deepseek-r1", "gemma/never", "gemma/first"]
+)
 @settings(deadline=None, max_examples=60)
 @given(
     script=st.lists(
@@ -172,7 +189,7 @@ def test_every_turn_reads_what_the_template_makes_of_the_conversation(
         if thinks and (thought is not None or chat.opens_thought):
             says_text = f"<think>\n{thought or 'hm'}\n</think>\n\n{answer}"
         says.append(chat.answer(says_text.removeprefix(chat.template.opener)))
-        roles = ["user"] if family == "gemma" else roles
+        roles = ["user"] if family.startswith("gemma") else roles
         seen.append([Message(role=role, content=f"seen {answer}") for role in roles])  # type: ignore[arg-type]
         history += [{"role": "assistant", "content": says_text}, *(one.openai() for one in seen[-1])]
     _, read, _ = play(chat, says, seen)

@@ -15,7 +15,7 @@ from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.critic import Critic, value_loss
+from agentgym_trainers.critic import Critic, refuse_other_vocabulary, value_loss
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.models import export, new_model
@@ -154,6 +154,20 @@ def test_a_critic_of_its_own_can_be_any_model_with_the_same_tokenizer(tiny: Tiny
     export(small, tokenizer, tmp_path / "other")
     with pytest.raises(RecipeError, match=r"reads 100 token ids and the policy writes .* with the same tokenizer"):
         Critic.of(CriticSettings(path=str(tmp_path / "other")), tiny[0])
+
+
+def test_a_critic_that_reads_tokens_as_others_is_refused(lab: Any, tiny: Tiny, tmp_path: Path) -> None:
+    model, chat = tiny
+    export(model, chat.tokenizer, tmp_path / "same")
+    refuse_other_vocabulary(str(tmp_path / "same"), chat.tokenizer)
+    shape = ModelSettings(vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32)
+    other, tokenizer = new_model(shape, ["xyz xyz xyz"] * 3, seed=1, device="cpu")
+    export(other, tokenizer, tmp_path / "other")
+    assert model.config.vocab_size >= other.config.vocab_size  # so that sizes tell nothing
+    chosen = {"model": {"path": str(tmp_path / "other")}, "critic": {"path": str(tmp_path / "same")}}
+    sentence = r"trainer\.critic\.path: wanted .* found one in which \d+ tokens .* have other ids, the first of them '"
+    with pytest.raises(RecipeError, match=sentence):
+        lab.train(trainer={"policy": {"steps": 1, "advantage": "gae"}, **chosen})
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +18,7 @@ from agentgym.errors import HeldOutError, RecipeError
 from agentgym.guidance import RolloutRequest
 from agentgym.policy import BudgetExceeded, Episode, Generation, Sampling
 from agentgym.rollout import Limits, Rollouts
+from agentgym.testing import ToyEnv
 from agentgym.tokens import TokenBuffer, TokenKind
 from agentgym.types import Message
 from agentgym_envs.calculator import CalculatorEnv, calculator_tasks
@@ -22,7 +26,10 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.scripted import DemonstrationPolicy
+from agentgym_trainers.models import export, new_model, saved_stop_ids
+from agentgym_trainers.policies import checkpoint_policy
 from agentgym_trainers.policy import TokenPolicy
+from agentgym_trainers.settings import ModelSettings
 
 Tiny = tuple[Any, ChatFormat]
 QUESTION = [Message(role="user", content="12+34")]
@@ -195,6 +202,33 @@ def test_a_turn_that_the_engine_aborted_is_nobodys_zero(tiny: Tiny) -> None:
     attempts = asyncio.run(play())
     assert [(one.end, one.scored) for one in attempts] == [("infrastructure", False)] * 2
     assert all("the engine aborted turn 1" in one.error for one in attempts)
+
+
+@pytest.mark.parametrize("found", ["ab", "[/INST]ab", "abcdefghi", "\ue000agentgym0\ue001", "\ue000textab"])
+@pytest.mark.parametrize("name", ["reverse", "[/INST]", "\ue000agentgym0\ue001"])
+def test_a_failure_with_a_made_up_name_or_id_counts(found: str, name: str) -> None:
+    chat = ChatFormat(tokenizer_of("mistral"))
+    call = json.dumps([{"name": name, "arguments": {"text": "a"}, "id": found}], ensure_ascii=False)
+    engine = Parrot(chat.answer(f"[TOOL_CALLS]{call}"), chat.answer("[TOOL_CALLS]answer[ARGS]" + '{"text": "no"}'))
+    task = next(iter(ToyEnv.tasks.split("train")))
+    rollouts = Rollouts(ToyEnv, policy(engine, chat, 10_000), Limits(max_tokens=5_000, max_tokens_per_turn=2_000))
+    (group,) = asyncio.run(rollouts.run([RolloutRequest(task, 1, seed=0)]))
+    (attempt,) = group.trajectories
+    assert (attempt.end, attempt.scored, attempt.error) == ("submitted", True, None)
+    control = [one for one in engine.asked[1][0] if one == chat.tokenizer.convert_tokens_to_ids("[/INST]")]
+    assert len(control) == 1
+
+
+def test_a_models_own_stop_tokens_end_its_turns(tmp_path: Path) -> None:
+    model, tokenizer = new_model(ModelSettings(), ["12+34"], seed=0, device="cpu")
+    letters = [tokenizer.convert_tokens_to_ids(one) for one in "ab"]
+    for listed, wanted in ((letters, letters), (letters[0], letters[:1]), (None, [])):
+        model.generation_config.eos_token_id = listed
+        export(model, tokenizer, tmp_path)
+        stop_ids = checkpoint_policy(tmp_path).chat.stop_ids
+        assert stop_ids == tuple(dict.fromkeys((tokenizer.eos_token_id, *wanted)))
+        assert saved_stop_ids(tmp_path) == tuple(wanted)
+    assert saved_stop_ids(tmp_path / "none") == ()
 
 
 def test_the_oracle_scores_everything_as_tokens(tiny: Tiny) -> None:

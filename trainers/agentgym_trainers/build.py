@@ -18,11 +18,12 @@ from agentgym.tokens import TokenBuffer
 from agentgym.types import Group, Trajectory
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, model_folder
+from agentgym_trainers.critic import refuse_other_vocabulary
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import refuse_too_large
-from agentgym_trainers.models import load_config, load_model, new_config, new_model, refuse_longer
+from agentgym_trainers.models import load_config, load_model, new_config, new_model, refuse_longer, stop_ids_of
 from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import TrainerSettings
@@ -139,7 +140,10 @@ async def build(
         model, tokenizer = new_model(model_settings, corpus, derive_seed(seed, "model"), compute.device)
     if settings.lora is not None:
         add_lora(model, settings.lora, derive_seed(seed, "lora"))
-    chat = ChatFormat(tokenizer, thinking=settings.chat.thinking, calls=settings.chat.calls)
+    said = settings.chat
+    chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls, stop_ids=stop_ids_of(model))
+    if settings.critic is not None and settings.critic.path is not None:
+        refuse_other_vocabulary(settings.critic.path, tokenizer)
     context = min(model_settings.context_length, model.config.get_text_config().max_position_embeddings)
     env, by_id = prepared.make_env(), {task.id: task for task in prepared.train}
     tokenised = await tokenise(

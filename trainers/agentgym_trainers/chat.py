@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal
-
-from tokenizers import Tokenizer
 
 from agentgym.errors import UnknownNameError
 from agentgym.policy import ToolSchema
@@ -17,6 +14,7 @@ from agentgym.types import Message
 from agentgym_trainers.chat_checks import check_prefixes, strips_thoughts
 from agentgym_trainers.chat_history import Conversation
 from agentgym_trainers.chat_marks import THOUGHT_END, Content, Piece, mark
+from agentgym_trainers.chat_quotes import TemplateEncoder
 from agentgym_trainers.chat_template import ANSWER, OPEN, QUESTION, Template
 from agentgym_trainers.chat_text import ChatFormatError, TextEncoder
 
@@ -26,8 +24,6 @@ SYNTAX = re.compile(
     r"</?think>|</?tool_call>|\[(?:TOOL_CALLS|CALL_ID|ARGS)\]|<\|python_tag\|>|<｜tool▁(?:calls?▁(?:begin|end)|sep)｜>"
 )
 """Control tokens that are part of what an assistant says, and not of how its turn is delimited."""
-_TEXTS = 1024
-"""What templates write between contents, at every turn the same: so many texts are encoded once."""
 
 
 class ChatFormat:
@@ -39,7 +35,14 @@ class ChatFormat:
     thoughts: then the conversation forks, and its rewritten context is read anew.
     """
 
-    def __init__(self, tokenizer: Any, *, thinking: Literal["fork", "keep"] = "fork", calls: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        thinking: Literal["fork", "keep"] = "fork",
+        calls: str | None = None,
+        stop_ids: Sequence[int] = (),
+    ) -> None:
         """Learn the end-of-turn tokens and check that the template preserves prefixes.
 
         Args:
@@ -48,6 +51,8 @@ class ChatFormat:
                 the template says, or `keep` them in one append-only context, which is cheaper and not what it was
                 trained on.
             calls: how the model writes tool calls, one of `agentgym.toolcalls.FORMATS`; None asks the template.
+            stop_ids: tokens that end a turn beside those of the template and the tokenizer, as the model's
+                `generation_config` has them.
 
         Raises:
             ChatFormatError: there is no template, or it rewrites history.
@@ -61,18 +66,19 @@ class ChatFormat:
         self.call_format = calls or detect_format(self.template.source)
         self.opens_thought = self.template.opener.rstrip() == "<think>"
         """Whether the prompt opens a thought, so that what is sampled begins inside it."""
-        template_ids = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._encode_template = lru_cache(_TEXTS)(lambda text: template_ids.encode(text, add_special_tokens=False).ids)
-        self._unsaid = {
-            number
-            for number, one in tokenizer.added_tokens_decoder.items()
-            if one.special and not SYNTAX.fullmatch(one.content)
-        }
+        self.encode_template = TemplateEncoder(tokenizer, self.encode_text)
         check_prefixes(self.template)
         self._ends = tuple(dict.fromkeys((self._find_end("user"), self._find_end("tool"))))
         self.end_id = self._ends[0]
         eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*self._ends, *eos)))
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*self._ends, *eos, *stop_ids)))
+        self._opening = self.encode_template(self.template.render([QUESTION], generate=True))[-1]
+        self._other_ends = frozenset() if len(self._ends) > 1 else self._find_other_ends()
+        self._unsaid = {
+            number
+            for number, one in tokenizer.added_tokens_decoder.items()
+            if (one.special or number in self.stop_ids) and not SYNTAX.fullmatch(one.content)
+        }
         self._forks = thinking == "fork" and strips_thoughts(self.template)
 
     def conversation(self, tools: Sequence[ToolSchema] = ()) -> Conversation | None:
@@ -82,7 +88,7 @@ class ChatFormat:
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[Piece]:
         """Return the pieces of a conversation's start, ready for the assistant to speak."""
         shown, contents = mark(messages, self)
-        return self.pieces(self.template.render(shown, tools, generate=True), contents)
+        return self.pieces(self.template.render(shown, self.encode_template.quoted(tools), generate=True), contents)
 
     def suffix(
         self, new_messages: Sequence[Message], *, ended: bool = True, generate: bool = True, stop_id: int | None = None
@@ -93,15 +99,14 @@ class ChatFormat:
             new_messages: messages since the assistant spoke.
             ended: the turn ended with a stop token that was sampled; if it was cut, the pieces begin with one.
             generate: open the next assistant turn.
-            stop_id: the stop token that was sampled; matters where it is also the next message's first token.
+            stop_id: the stop token that was sampled; None stands for the template's own.
         """
         shown, contents = mark(new_messages, self)
         head = [QUESTION, {"role": "assistant", "content": ANSWER}]
         tail = self.template.render([*head, *shown], generate=generate).partition(ANSWER)[2]
         pieces = self.pieces(tail, contents)
         first = pieces[0][0] if pieces else []
-        headers = len(self._ends) > 1 and stop_id is not None
-        if ended and first and (first[0] == stop_id if headers else first[0] in self.stop_ids):
+        if ended and first and first[0] in self.stop_ids and (stop_id in (None, first[0], *self._other_ends)):
             del first[0]
         return [piece for piece in pieces if piece[0]]
 
@@ -116,8 +121,10 @@ class ChatFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of what an assistant said."""
         said = [one for one in ids if one not in self._unsaid]
-        text: str = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+        if not self.encode_text.marks_beginnings or self.encode_text.marks(self._opening):
+            return self._decoded(said)
+        # At a beginning, a tokenizer that marks it takes a space away; behind another token, none.
+        return self._decoded([self.end_id, *said]).removeprefix(self._decoded([self.end_id]))
 
     def answer(self, text: str) -> list[int]:
         """Return the ids that a policy would have sampled to say this text, the end-of-turn token included.
@@ -127,12 +134,13 @@ class ChatFormat:
         """
         if self.opens_thought and THOUGHT_END not in text:
             text = f"\n{THOUGHT_END}\n\n{text}"
-        ids: list[int] = []
+        ids = [self._opening]
         place = 0
         for found in SYNTAX.finditer(text):
-            ids += [*self.encode_text(text[place : found.start()]), *self._template_ids(found.group())]
+            ids += self.encode_text(text[place : found.start()], after=ids[-1])
+            ids += self.encode_template(found.group(), after=ids[-1])
             place = found.end()
-        return [*ids, *self.encode_text(text[place:]), self.end_id]
+        return [*ids[1:], *self.encode_text(text[place:], after=ids[-1]), self.end_id]
 
     def pieces(self, rendered: str, contents: Sequence[Content]) -> list[Piece]:
         """Return a rendered text as tokens, contents in place of their markers.
@@ -141,6 +149,7 @@ class ChatFormat:
             ChatFormatError: the template left out, reordered, repeated or changed a message.
         """
         pieces: list[Piece] = []
+        last: int | None = None
         for one in contents:
             before, found, after = rendered.partition(one.marker)
             if not found and one.may_vanish:
@@ -152,21 +161,37 @@ class ChatFormat:
                     "choose a template that shows every message of every role, in order and as it is"
                 )
             rendered = after
-            pieces += [(self._template_ids(before), TokenKind.OBSERVATION), (list(one.ids), one.kind)]
-        pieces.append((self._template_ids(rendered), TokenKind.OBSERVATION))
+            written = self.encode_template(before, after=last)
+            last = written[-1] if written else last
+            said = self.encode_text(one.what, after=last) if isinstance(one.what, str) else list(one.what)
+            last = said[-1] if said else last
+            pieces += [(written, TokenKind.OBSERVATION), (said, one.kind)]
         if OPEN in rendered:
             raise ChatFormatError(
                 f"the chat template of {self.template.name!r} repeats a message; "
                 "choose a template that shows each message once"
             )
+        pieces.append((self.encode_template(rendered, after=last), TokenKind.OBSERVATION))
         return [piece for piece in pieces if piece[0]]
 
-    def _template_ids(self, text: str) -> list[int]:
-        return list(self._encode_template(text))
+    def _decoded(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _find_other_ends(self) -> frozenset[int]:
+        """Return stop tokens that the template writes in place of its usual end, as Llama 3.1's <|eom_id|>.
+
+        One that it writes around any message is none: it opens the next. One that it never writes leaves the turn
+        open, as <|endoftext|> does in Qwen's: there the template's own end follows.
+        """
+        plain = [QUESTION, {"role": "assistant", "content": "answer"}, QUESTION]
+        usual = self.encode_template(self.template.render(plain, generate=True))
+        texts = {one: self.tokenizer.convert_ids_to_tokens(one) for one in self.stop_ids if one not in usual}
+        return frozenset(one for one, text in texts.items() if text and text in self.template.source)
 
     def _find_end(self, role: str) -> int:
         messages = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": role, "content": "observation"}]
-        boundary = self._template_ids(self.template.render(messages, generate=False).partition(ANSWER)[2])
+        boundary = self.encode_template(self.template.render(messages, generate=False).partition(ANSWER)[2])
         if not boundary or boundary[0] not in self.encode_text.control:
             found = self.tokenizer.decode(boundary[:1]) if boundary else "nothing"
             raise ChatFormatError(

@@ -19,7 +19,7 @@ class Conversation:
 
     def __init__(self, chat: ChatFormat, tools: Sequence[ToolSchema]) -> None:
         self._chat = chat
-        self._tools = tools
+        self._tools = chat.encode_template.quoted(tools)
         self._shown: list[Shown] = []
         self._contents: list[Content] = []
         self._read = ""

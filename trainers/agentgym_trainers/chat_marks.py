@@ -20,15 +20,19 @@ THOUGHT_END = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Tokens that the template shows as one marker."""
+    """What the template shows as one marker."""
 
     marker: str
-    ids: list[int]
+    what: str | list[int]
+    """Text, or the tokens that were sampled."""
     kind: TokenKind
-    label: str
-    """The beginning of the text, for error messages."""
     may_vanish: bool = False
     """An earlier thought, which templates may drop."""
+
+    @property
+    def label(self) -> str:
+        """The beginning of the text, for error messages."""
+        return self.what[:40] if isinstance(self.what, str) else "an answer"
 
 
 def mark(messages: Sequence[Message], chat: ChatFormat, first: int = 0) -> tuple[list[Shown], list[Content]]:
@@ -41,10 +45,11 @@ def mark(messages: Sequence[Message], chat: ChatFormat, first: int = 0) -> tuple
             if part:
                 written = json.dumps(part, ensure_ascii=False)[1:-1] if chat.template.escapes(message.role) else part
                 place = _marker(first + len(contents))
-                contents.append(Content(place, chat.encode_text(written), kind, part[:40]))
+                contents.append(Content(place, written, kind))
                 text += place
         extras = {"name": message.name, "tool_call_id": message.tool_call_id}
-        shown.append({"role": message.role, "content": text} | {key: one for key, one in extras.items() if one})
+        named = {key: chat.encode_template.quoted_name(one) for key, one in extras.items() if one}
+        shown.append({"role": message.role, "content": text} | named)
     return shown, contents
 
 
@@ -84,12 +89,10 @@ class Said:
         """Return the content that a template is given, and what its markers, numbered from `first`, stand for."""
         opener = chat.template.opener if chat.opens_thought else "<think>\n"
         if self.thought is None:
-            content = Content(_marker(first), self.answer, TokenKind.OBSERVATION, "an answer")
+            content = Content(_marker(first), self.answer, TokenKind.OBSERVATION)
             return (opener if self.open_thought else "") + content.marker, [content]
-        thought = Content(
-            _marker(first), chat.encode_text(self.thought), TokenKind.OBSERVATION, "a thought", may_vanish=True
-        )
-        answer = Content(_marker(first + 1), self.answer, TokenKind.OBSERVATION, "an answer")
+        thought = Content(_marker(first), self.thought, TokenKind.OBSERVATION, may_vanish=True)
+        answer = Content(_marker(first + 1), self.answer, TokenKind.OBSERVATION)
         return f"{opener}{thought.marker}\n{THOUGHT_END}\n\n{answer.marker}", [thought, answer]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from agentgym.policy import ToolSchema
+from agentgym_trainers.chat_quotes import breaks_quotes
 from agentgym_trainers.chat_text import ChatFormatError
 
 Shown = dict[str, Any]
@@ -20,7 +21,7 @@ Shown = dict[str, Any]
 OPEN, CLOSE = "\ue000agentgym", "\ue001"  # private use: templates neither trim nor look for them
 ANSWER = f"{OPEN}answer{CLOSE}"
 QUESTION: Shown = {"role": "user", "content": "question"}
-_CALL_ID = "agentgym0"  # Mistral's templates want nine letters or digits
+_STAND_INS = {"tool_call_id": "agentgym0", "name": "unknown"}  # Mistral's templates want nine letters or digits
 _PROBE = 'a"b\nc'
 _REMEMBERED = 256
 _OPENER = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
@@ -31,7 +32,8 @@ class Template:
 
     Templates differ in what they refuse: Gemma's know no system messages, Mistral's want user and assistant to take
     turns. What a template refuses is shown in the nearest way that it accepts: a system message joins the user message
-    that follows, a tool's message becomes a user's, and neighbours of the same role become one.
+    that follows, a tool's message becomes a user's, neighbours of the same role become one, and a call's id or name
+    that a model made up gives way to another.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -50,6 +52,7 @@ class Template:
         self._refused: set[str] = set()
         self._joins = False
         self._rendered = lru_cache(_REMEMBERED)(self._render)
+        self._takes = lru_cache(_REMEMBERED)(self._tries)
         answered = [QUESTION, {"role": "assistant", "content": ANSWER}]
         self.render(answered, generate=True)
         trials = {"system": [_probe("system"), QUESTION], "tool": [*answered, _probe("tool")]}
@@ -96,7 +99,10 @@ class Template:
         given = [dict(one) for one in messages]
         for one in given:
             if one["role"] == "tool":
-                one.setdefault("tool_call_id", _CALL_ID)
+                one.setdefault("tool_call_id", _STAND_INS["tool_call_id"])
+                extras = {key: one[key] for key in _STAND_INS if key in one}
+                if not self._takes(tuple(extras.items())):
+                    one |= {key: _STAND_INS[key] for key in extras}
             if one["role"] in self._refused:
                 one["role"] = "user"
         if not self._joins and "system" not in self._refused:
@@ -108,6 +114,15 @@ class Template:
                 yield {**each[-1], "content": "\n\n".join(one["content"] for one in each if one["content"])}
             else:
                 yield from each
+
+    def _tries(self, extras: tuple[tuple[str, str], ...]) -> bool:
+        """Return whether a tool's message may have such a name and such an id."""
+        message = {**_probe("user" if "tool" in self._refused else "tool"), **dict(extras)}
+        answered = [QUESTION, {"role": "assistant", "content": "answer"}]
+        try:
+            return not breaks_quotes(self._rendered(json.dumps([[*answered, message], [], True])))
+        except ChatFormatError:
+            return False
 
     def _accepts(self, messages: Iterable[Shown]) -> bool:
         try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agentgym.errors import RecipeError
 from agentgym_trainers.batch import cut
 from agentgym_trainers.gae import ValueTargets
-from agentgym_trainers.models import load_model
+from agentgym_trainers.models import load_model, load_tokenizer
 from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import CriticSettings
 from agentgym_trainers.sharding import load_whole_state, whole_state
@@ -123,6 +123,27 @@ class CriticPhase:
         """Go on from a saved state."""
         load_whole_state(self.critic, state["critic"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def refuse_other_vocabulary(path: str, tokenizer: Any) -> None:
+    """Refuse a critic that would read the policy's tokens as others.
+
+    Args:
+        path: of the critic's model.
+        tokenizer: the policy's.
+
+    Raises:
+        RecipeError: its tokenizer lacks a token of the policy's, or has another number for it.
+    """
+    theirs = load_tokenizer(path).get_vocab()
+    wrong = sorted((number, token) for token, number in tokenizer.get_vocab().items() if theirs.get(token) != number)
+    if wrong:
+        number, token = wrong[0]
+        raise RecipeError(
+            f"trainer.critic.path: wanted a model with the policy's vocabulary, found one in which {len(wrong)} tokens "
+            f"are missing or have other ids, the first of them {token!r}, {number} to the policy; "
+            "name a model with the same tokenizer, or leave the path out"
+        )
 
 
 def _load(path: str, model: Any) -> Any:

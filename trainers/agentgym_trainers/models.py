@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.utils import logging
 
 from agentgym.errors import RecipeError
@@ -87,6 +94,24 @@ def load_tokenizer(path: str | Path, *, download: bool = True) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=not download)
     except (OSError, ValueError) as error:
         raise _unloadable(path, error) from error
+
+
+def stop_ids_of(model: Any) -> tuple[int, ...]:
+    """Return the tokens that end a text, as the model's `generation_config` lists them beside the tokenizer's own."""
+    return _stop_ids(getattr(model, "generation_config", None))
+
+
+def saved_stop_ids(path: str | Path) -> tuple[int, ...]:
+    """Return the same of a Hugging Face folder or name that is on this machine; none where there is no such file."""
+    try:
+        return _stop_ids(GenerationConfig.from_pretrained(path, local_files_only=True))
+    except (OSError, ValueError):
+        return ()
+
+
+def _stop_ids(config: Any) -> tuple[int, ...]:
+    found = getattr(config, "eos_token_id", None)
+    return () if found is None else tuple(map(int, found)) if isinstance(found, list | tuple) else (int(found),)
 
 
 def load_model(path: str | Path, device: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from agentgym.policy import Sampling
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, find, model_folder
 from agentgym_trainers.engines.hf import HFEngine
-from agentgym_trainers.models import load_model
+from agentgym_trainers.models import load_model, stop_ids_of
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import ChatSettings, ModelSettings, TrainerSettings
 
@@ -45,7 +45,7 @@ def checkpoint_policy(
         )
     said, longest = _trained_with(find(Path(path)))
     context = min(context_length or longest or limit, limit)
-    chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls)
+    chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls, stop_ids=stop_ids_of(model))
     return TokenPolicy(HFEngine(model, max_batch=max_batch), chat, sampling or Sampling(max_tokens=context), context)
 
 

@@ -64,7 +64,10 @@ def chat_format(tokenizer: Any, settings: ChatSettings) -> ChatFormat:
         RecipeError: the template drops earlier thoughts and the recipe follows it.
         ChatFormatError: there is no template, or none that can be used.
     """
-    chat = ChatFormat(tokenizer, thinking=settings.thinking, calls=settings.calls)
+    from agentgym_trainers.models import saved_stop_ids
+
+    stop_ids = saved_stop_ids(tokenizer.name_or_path)
+    chat = ChatFormat(tokenizer, thinking=settings.thinking, calls=settings.calls, stop_ids=stop_ids)
     if chat.conversation() is not None:
         raise RecipeError(
             f"the chat template of {chat.template.name!r} rewrites earlier thoughts, so that an attempt has several "

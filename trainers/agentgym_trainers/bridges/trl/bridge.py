@@ -136,7 +136,7 @@ class TrlBridge:
             for index, (task, n) in enumerate(self._tasks.runs(prompts, size))
         ]
         self.prepared.clock.progress = state.global_step / max(1, state.max_steps)
-        chat = self._chat(trainer.processing_class)
+        chat = self._chat(trainer.processing_class, trainer.model)
         with _model_of(trainer) as model:
             groups = _finish(self._play(requests, model, chat, trainer.args))
         made: dict[str, list[Any]] = {}
@@ -171,13 +171,15 @@ class TrlBridge:
         finally:
             await engine.close()
 
-    def _chat(self, processing: Any) -> Any:
+    def _chat(self, processing: Any, model: Any) -> Any:
         from agentgym_trainers.chat import ChatFormat
+        from agentgym_trainers.models import stop_ids_of
 
         if id(processing) not in self._chats:
             tokenizer = getattr(processing, "tokenizer", processing)
             # TRL takes one row per completion, so what was thought earlier stays.
-            self._chats = {id(processing): ChatFormat(tokenizer, thinking="keep", calls=self._calls)}
+            chat = ChatFormat(tokenizer, thinking="keep", calls=self._calls, stop_ids=stop_ids_of(model))
+            self._chats = {id(processing): chat}
         return self._chats[id(processing)]
 
 
