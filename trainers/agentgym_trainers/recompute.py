@@ -74,15 +74,19 @@ def _down(mlp: Any, gate: Tensor, up: Tensor) -> Any:
     return mlp.down_proj(mlp.act_fn(gate) * up)
 
 
-@cache
-def _is_gated(kind: type) -> bool:
+def _is_gated(kind: Any) -> bool:
     """Say whether modules of a class compute what `_gated` does, to the letter."""
     try:
-        lines = getsource(kind.forward).split("\n", 1)[1]
+        lines = _source(kind.forward).split("\n", 1)[1]
     except (AttributeError, OSError, TypeError):
         return False
     product = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
     return " ".join(lines.split()) in (f"return {product}", f"down_proj = {product} return down_proj")
+
+
+@cache
+def _source(function: Any) -> str:
+    return getsource(function)
 
 
 def layers_of(model: Any) -> list[Any]:

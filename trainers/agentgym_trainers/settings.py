@@ -187,7 +187,8 @@ class ComputeSettings(Record):
     """Of the arithmetic of training and of sampling. The learner's weights, gradients and moments stay float32; an
     engine's own weights are of this type, unless its option `dtype` says otherwise. bfloat16 is for GPUs."""
     recompute: bool = False
-    """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic."""
+    """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic.
+    What elementwise arithmetic makes of other tensors is never kept, where the layers are known to be Llama's kind."""
     max_batch: Positive = 256
     """Requests generated together."""
     peak_tflops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
