@@ -109,12 +109,15 @@ class Subject:
         )
         return await asyncio.gather(*asked)
 
-    async def begun(self) -> None:
-        """Wait until the engine computes something."""
+    async def ask_much(self) -> asyncio.Task[Generation]:
+        """Begin a request of thousands of tokens; return once the engine is computing it."""
         assert self.running
+        await self.ask(PROMPTS[1])  # what an engine computes to start is not the request
+        asked = asyncio.create_task(self.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
         async with asyncio.timeout(_BEGUN_S):
             while not self.running():  # noqa: ASYNC110 -- it computes on threads and in processes of its own
                 await asyncio.sleep(0.005)
+        return asked
 
     async def idle(self) -> bool:
         """Whether the engine computes nothing any more, now or very soon."""
@@ -209,8 +212,7 @@ class EngineContract(TokenContract):
 
     def test_an_aborted_request_keeps_what_was_sampled(self, subject: Subject) -> None:
         async def play() -> tuple[Generation, int, bool, Generation]:
-            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
-            await subject.begun()
+            asked = await subject.ask_much()
             await asyncio.sleep(0.1)
             await subject.engine.abort("s")
             made, left, idle = await asked, subject.engine.pending, await subject.idle()
@@ -228,8 +230,7 @@ class EngineContract(TokenContract):
 
     def test_a_cancelled_request_leaves_nothing_behind(self, subject: Subject) -> None:
         async def play() -> tuple[int, bool, Generation]:
-            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
-            await subject.begun()
+            asked = await subject.ask_much()
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
@@ -319,8 +320,7 @@ class EngineContract(TokenContract):
         """The last test of the class: the engine is closed after it."""
 
         async def play() -> Generation:
-            asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=CONTEXT - 10))
-            await subject.begun()
+            asked = await subject.ask_much()
             await asyncio.sleep(0.1)
             await asyncio.wait_for(subject.engine.close(), 30)
             await subject.engine.close()
