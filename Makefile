@@ -22,6 +22,7 @@ TEST_EXTRAS += judge
 TEST_EXTRAS += lora
 TEST_EXTRAS += math
 TEST_EXTRAS += mcp
+TEST_EXTRAS += mlflow
 TEST_EXTRAS += openai
 TEST_EXTRAS += ray
 TEST_EXTRAS += remote
@@ -29,6 +30,7 @@ TEST_EXTRAS += search
 TEST_EXTRAS += serve
 TEST_EXTRAS += tensorboard
 TEST_EXTRAS += tools
+TEST_EXTRAS += wandb
 comma := ,
 space := $(subst ,, )
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from agentgym import registry
 from agentgym.errors import AgentgymError, InfrastructureError, MissingExtraError, RecipeError
-from agentgym.policy import BudgetExceeded
+from agentgym.policy import BudgetExceeded, Sampling
 from agentgym_trainers.engines.vllm_server import VLLMServerEngine
 from agentgym_trainers.engines.weights import FileSync, check_weights, copy_weights, whole_weights
 from agentgym_trainers.lora import add_lora
@@ -92,6 +92,23 @@ def test_an_unfit_server_is_refused_in_one_sentence(routes: Any, error: type[Age
                     subject.run(subject.ask([3, 4]))
             assert isinstance(caught.value, error)
             subject.run(subject.engine.close())
+
+
+def test_who_cancels_the_first_request_does_not_break_the_engine_for_others() -> None:
+    async def run(url: str) -> list[int]:
+        engine = VLLMServerEngine(contract_model(tied=True), url=url, tolerance=1e9)
+        first = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1), "first", ()))
+        while not engine._started:  # noqa: ASYNC110 -- nobody tells when the first weights are on their way
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert first.cancelled()
+        made = await engine.generate(PROMPTS[0], Sampling(max_tokens=1), "second", ())
+        await engine.close()
+        return list(made.ids)
+
+    with serving(ROUTES | {"/inference/v1/generate": answer(0.0)}) as url:
+        assert asyncio.run(run(url)) == [7]
 
 
 def test_a_server_that_is_not_there_is_an_infrastructure_error() -> None:

@@ -105,7 +105,8 @@ class RemoteEngine(ABC):
             raise ValueError(f"session {session!r} already has a request; await it before the next turn")
         ask = self._asks[session] = _Ask()
         try:
-            await self._ready()
+            if not self._started:  # shielded: others wait for it too, whatever becomes of who asked first
+                await asyncio.shield(self._ready())
             return await self._collect(ask, list(prompt_ids), sampling, stop_ids)
         finally:
             ask.done.set()
