@@ -28,6 +28,7 @@ from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.weights import frozen_copy
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import token_logprobs
+from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import least_memory, refuse_too_large
 from agentgym_trainers.models import export
 from agentgym_trainers.native import NativeTrainer
@@ -331,14 +332,42 @@ def test_an_engines_copy_is_counted_in_its_type(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "staleness", "counted"),
-    [("hf", 0, False), ("hf", 1, True), ("vllm", 0, True), ("vllm-server", 1, False)],
+    ("engine", "options", "staleness", "device", "size"),
+    [
+        ("hf", {}, 0, "cpu", 0),
+        ("hf", {}, 1, "cpu", 4),
+        ("hf", {"dtype": "bfloat16"}, 1, "cpu", 2),
+        ("vllm", {}, 0, "cuda", 4),
+        ("vllm", {"dtype": "bfloat16"}, 0, "cuda:0", 2),
+        ("vllm", {"options": {"tensor_parallel_size": 2}}, 0, "cuda", 0),
+        ("vllm", {}, 0, "cuda:1", 0),
+        ("vllm-server", {"url": "http://127.0.0.1:8000"}, 1, "cpu", 0),
+    ],
 )
 def test_a_copy_of_the_weights_is_counted_where_there_is_one(
-    tiny: Tiny, engine: str, staleness: int, counted: bool
+    tiny: Tiny, engine: str, options: Any, staleness: int, device: str, size: int
 ) -> None:
-    settings = TrainerSettings.model_validate({"engine": {"name": engine}, "schedule": {"max_staleness": staleness}})
-    assert ("the sampler's weights" in least_memory(settings, tiny[0].config)) is counted
+    settings = TrainerSettings.model_validate(
+        {
+            "engine": {"name": engine, "options": options},
+            "schedule": {"max_staleness": staleness},
+            "compute": {"device": device},
+        }
+    )
+    whole = sum(one.numel() for one in tiny[0].parameters())
+    assert least_memory(settings, tiny[0].config).get("the sampler's weights", 0) == size * whole
+    assert least_memory(settings, tiny[0].config, ranks=2)["a whole copy for the sampler"] == 4 * whole
+
+
+def test_products_with_adapters_are_made_once(tiny: Tiny) -> None:
+    model = copy.deepcopy(tiny[0])
+    add_lora(model, LoraSettings(rank=2), seed=0)
+    calls: list[int] = []
+    model.base_model.layers[0].mlp.down_proj.base_layer.register_forward_hook(lambda *_: calls.append(1))
+    with lean(model):
+        states = model.base_model(input_ids=torch.arange(8)[None], use_cache=False)[0]
+    states.float().square().mean().backward()
+    assert calls == [1]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from agentgym.types import Group, Message, Trajectory, Turn
 from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.batch import TokenBatch
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.collect import refuse_no_room
+from agentgym_trainers.collect import Room
 from agentgym_trainers.models import export, new_model, refuse_longer
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.policies import checkpoint_policy
@@ -104,23 +104,27 @@ def test_a_step_in_which_every_attempt_is_lost_teaches_nothing(lab: Any, tmp_pat
 def test_a_run_in_which_no_prompt_fits_into_the_context_is_one_sentence(lab: Any, tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError,
-        match=r"none in 6 attempts: the shortest prompt, of 'calculator.*', takes \d\d+ tokens .* the context has 4; "
-        r"raise trainer\.model\.context_length",
+        match=r"none in all 6 attempts of a step: the shortest prompt, of 'calculator.*', takes \d\d+ tokens .* "
+        r"the context has 4; raise trainer\.model\.context_length",
     ):
         train(lab, tmp_path, "agentgym/Calculator-v0", model={**MODEL, "context_length": 4})
 
 
-def test_one_prompt_that_fits_is_enough_to_go_on(tiny: tuple[Any, ChatFormat]) -> None:
+def test_a_run_goes_on_while_some_prompts_fit(tiny: tuple[Any, ChatFormat], caplog: pytest.LogCaptureFixture) -> None:
     def groups(*attempts: Trajectory) -> list[Group]:
         return [Group("task", [one]) for one in attempts]
 
     prompt = (Message(role="user", content="46"),)
     cut = Trajectory("task", "train", prompt, [], end="context")
     played = replace(cut, turns=[Turn(Message(role="assistant", content="46"), ())])
+    room = Room(tiny[1], 9, steps=2)
     for going_on in ((), (cut, played), (cut, replace(cut, end="infrastructure"))):
-        refuse_no_room(groups(*going_on), tiny[1], 9)
-    with pytest.raises(RecipeError, match="none in 2 attempts"):
-        refuse_no_room(groups(cut, cut), tiny[1], 9)
+        room.check(groups(cut, cut))
+        room.check(groups(*going_on))
+    assert caplog.text.count("found none in all 2 attempts of a step") == 3
+    room.check(groups(cut))
+    with pytest.raises(RecipeError, match="none in all 2 attempts"):
+        room.check(groups(cut, cut))
 
 
 def test_a_context_longer_than_the_models_is_refused_only_where_it_was_asked_for(lab: Any, tmp_path: Path) -> None:

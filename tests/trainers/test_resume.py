@@ -75,22 +75,23 @@ def versions(run: RunDirectory) -> list[list[int]]:
 
 
 def random_moments(seed: int) -> list[str]:
-    """Draw when to kill, once in every tenth of a run of twenty steps: after how many, and how many seconds later."""
+    """Draw when to kill in a run of twenty steps: after how many, and how many seconds later."""
     draw = random.Random(seed)
-    return [f"{draw.randint(2 * tenth, 2 * tenth + 2)}:{draw.uniform(0, 0.15):.3f}" for tenth in range(10)]
+    drawn = [f"{draw.randint(2 * tenth, 2 * tenth + 2)}:{draw.uniform(0, 0.15):.3f}" for tenth in range(8)]
+    # Set-up takes longer than no time, and what is short is not left to chance.
+    return ["0:0", *drawn[:4], "checkpoint", *drawn[4:], "evaluation"]
 
 
 def test_a_run_that_is_killed_ten_times_ends_with_the_same_weights_bit_for_bit(
     lab: Any, tmp_path: Path, uninterrupted: RunDirectory
 ) -> None:
     run = RunDirectory.create(tmp_path, small_recipe(lab), name="run")
-    # With this seed one of the moments is before the first step, one at the end of each phase.
     command = [sys.executable, str(KILLING), str(run.path), *random_moments(seed=87)]
     told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     ends = told.stdout.split("\n")[:-1]
     killed = [one.removeprefix("SIGKILL in ") for one in ends if one != "ended 0"]
-    assert set(killed) == {"set-up", "warm start", "evaluation", "policy", "checkpoint"}, (ends, told.stderr)
-    assert len(killed) >= 8, ends  # a fast machine may be done before the last ones
+    assert set(killed) >= {"set-up", "warm start", "policy", "checkpoint", "evaluation"}, (ends, told.stderr)
+    assert len(killed) >= 10, ends
     assert ends[-1] == "ended 0"
     whole, resumed = weights(lab, uninterrupted), weights(lab, run)
     assert whole.keys() == resumed.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_demonstrations_are_played_as_they_would_be_by_a_model(tmp_path: Path) -
 def test_heavy_tails_and_plain_latencies_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr("benchmarks.trainer_task.time.sleep", waited.append)
+    random.seed(0)
     for latency in ("0", "0.05", *["heavy"] * 400):
         wait(latency)
     assert waited[0] == 0.05

@@ -23,7 +23,15 @@ from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, tr
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import refuse_too_large
-from agentgym_trainers.models import load_config, load_model, new_config, new_model, refuse_longer, stop_ids_of
+from agentgym_trainers.models import (
+    load_config,
+    load_model,
+    longest_context,
+    new_config,
+    new_model,
+    refuse_longer,
+    stop_ids_of,
+)
 from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import TrainerSettings
@@ -31,6 +39,8 @@ from agentgym_trainers.world import World
 
 Metrics = dict[str, float]
 _SLACK_S = 30.0
+_PATIENCE_S = 120.0
+"""At least: an episode that begins has no limit for its sandbox."""
 """An environment's step may take its whole time and be told of a little late, without breaking lock-step."""
 
 
@@ -91,7 +101,8 @@ def make_engine(
 ) -> TrainableEngine:
     """Build the recipe's engine over a model, with weights of its own where that is wanted and a choice.
 
-    One that waits for silent episodes has the patience for a step of `turn_s`, unless the recipe gives it another.
+    One that waits for silent episodes has the patience for a step of `turn_s`, and for a sandbox to start, unless the
+    recipe gives it another.
     """
     engine = settings.engine
     accepted = signature(registry.lookup("engines", engine.name)).parameters
@@ -99,7 +110,7 @@ def make_engine(
     if settings.compute.dtype != "float32" and "dtype" in accepted:
         given["dtype"] = settings.compute.dtype
     if turn_s is not None and "patience_s" in accepted:
-        given["patience_s"] = turn_s + _SLACK_S
+        given["patience_s"] = max(_PATIENCE_S, turn_s + _SLACK_S)
     given |= engine.options
     if own_weights and "weights" in accepted:
         given.setdefault("weights", "copied")  # who asks for shared ones is told what does not go with them
@@ -144,7 +155,8 @@ async def build(
     chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls, stop_ids=stop_ids_of(model))
     if settings.critic is not None and settings.critic.path is not None:
         refuse_other_vocabulary(settings.critic.path, tokenizer)
-    context = min(model_settings.context_length, model.config.get_text_config().max_position_embeddings)
+    asked = model_settings.context_length
+    context = min(asked, longest_context(model.config, asked))
     env, by_id = prepared.make_env(), {task.id: task for task in prepared.train}
     tokenised = await tokenise(
         shown, chat, context, lambda name: [one.schema for one in env.tools_for(by_id[name]).values()]
@@ -180,7 +192,7 @@ def _check_sizes(settings: TrainerSettings, checkpoint: Checkpoint | None, world
     """Refuse before anything is loaded or played."""
     path = checkpoint.model_path if checkpoint else settings.model.path
     config = new_config(settings.model, settings.model.vocab_size) if path is None else load_config(model_folder(path))
-    refuse_longer(settings.model, config.get_text_config().max_position_embeddings)
+    refuse_longer(settings.model, longest_context(config, settings.model.context_length))
     refuse_too_large(settings, config, ranks=world.size)
 
 

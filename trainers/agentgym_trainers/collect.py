@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,9 +10,11 @@ from agentgym.errors import RecipeError
 from agentgym.rollout import Rollouts
 from agentgym.sampling import Sampler, derive_seed
 from agentgym.task import Task
-from agentgym.types import Group
+from agentgym.types import Group, Trajectory
 from agentgym_trainers.build import Parts
 from agentgym_trainers.chat import ChatFormat
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -43,26 +46,39 @@ class Collector(Protocol):
         ...
 
 
-def refuse_no_room(groups: Sequence[Group], chat: ChatFormat, context_length: int) -> None:
-    """Refuse to go on where no attempt had room for a turn: from such steps nothing is learned, however many follow.
+class Room:
+    """Watches whether prompts leave any room for a turn: from steps in which none does, nothing is learned."""
 
-    Args:
-        groups: of one step.
-        chat: that rendered their prompts.
-        context_length: in tokens.
+    def __init__(self, chat: ChatFormat, context_length: int, steps: int) -> None:
+        """Take what prompts are rendered with, the context in tokens, and how many such steps in a row are enough."""
+        self._chat = chat
+        self._context_length = context_length
+        self._steps = steps
+        self._found = 0
 
-    Raises:
-        RecipeError: every attempt's prompt fills the context.
-    """
-    attempts = [one for group in groups for one in group.trajectories]
-    if not attempts or any(one.turns or one.end != "context" for one in attempts):
-        return
-    tokens, name = min((sum(len(ids) for ids, _ in chat.prompt(one.prompt, ())), one.task_id) for one in attempts)
-    raise RecipeError(
-        f"wanted room for a turn, found none in {len(attempts)} attempts: the shortest prompt, of {name!r}, takes "
-        f"{tokens} tokens before any tools are described, and the context has {context_length}; raise "
-        "trainer.model.context_length, or choose tasks with shorter prompts"
-    )
+    def check(self, groups: Sequence[Group]) -> None:
+        """Take note of a step.
+
+        Raises:
+            RecipeError: this is one more step in which every attempt's prompt filled the context, and the last allowed.
+        """
+        attempts = [one for group in groups for one in group.trajectories]
+        if not attempts or any(one.turns or one.end != "context" for one in attempts):
+            self._found = 0
+            return
+        self._found += 1
+        tokens, name = min((self._tokens(one), one.task_id) for one in attempts)
+        reason = (
+            f"wanted room for a turn, found none in all {len(attempts)} attempts of a step: the shortest prompt, of "
+            f"{name!r}, takes {tokens} tokens before any tools are described, and the context has "
+            f"{self._context_length}; raise trainer.model.context_length, or choose tasks with shorter prompts"
+        )
+        if self._found >= self._steps:
+            raise RecipeError(reason)
+        logger.warning("%s", reason)
+
+    def _tokens(self, attempt: Trajectory) -> int:
+        return sum(len(ids) for ids, _ in self._chat.prompt(attempt.prompt, ()))
 
 
 class LockStep:

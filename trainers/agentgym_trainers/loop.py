@@ -23,7 +23,7 @@ from agentgym.types import pass_rate
 from agentgym_trainers.asynchronous import Asynchronous
 from agentgym_trainers.build import Parts, build
 from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoints, restore_generators
-from agentgym_trainers.collect import Collector, LockStep, refuse_no_room
+from agentgym_trainers.collect import Collector, LockStep, Room
 from agentgym_trainers.flops import peak_flops
 from agentgym_trainers.heap import share_heap
 from agentgym_trainers.native import Progress
@@ -106,6 +106,7 @@ class Trainer:
             opened.push_async_callback(self.parts.engine.close)
             kind = Asynchronous if self.settings.schedule.max_staleness else LockStep
             self.collector = kind(self.parts, self._sampler, self._tasks)
+            self._room = Room(self.parts.chat, self.parts.context_length, min(3, self.settings.policy.steps))
             opened.callback(vars(self).pop, "collector")
             opened.push_async_callback(self.collector.close)
             if checkpoint is not None and state is not None:
@@ -163,7 +164,7 @@ class Trainer:
         clock = Stopwatch()
         self.prepared.clock.progress = (self.step - self.settings.sft.steps) / self.settings.policy.steps
         groups, metrics = await self.collector.next(self.step)
-        refuse_no_room(groups, self.parts.chat, self.parts.context_length)
+        self._room.check(groups)
         rewards = [self.prepared.scheme(group) for group in groups]
         clock.lap("rollout")
         seed = derive_seed(self.recipe.seed, "minibatches", self.step)

@@ -21,8 +21,6 @@ _BFLOAT = 2
 _SURE = 0.9
 """Share of what the meta device keeps of a forward pass that real attention kernels keep at least."""
 _PROBE = 8
-_HERE = ("hf", "vllm")
-"""Engines that keep weights on the learner's device; the others' memory is not this device's."""
 
 
 def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> dict[str, int]:
@@ -53,12 +51,23 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
         "activations": tokens * (1 + own_critic) * _activations(model, settings, text),
         "logits": 2 * _FLOAT * logits,
     }
-    engine = settings.engine.name
-    if ranks > 1 and engine in _HERE:
-        needs["the sampler's weights"] = _FLOAT * whole
-    elif engine == "vllm" or (engine == "hf" and settings.schedule.max_staleness):
-        needs["the sampler's weights"] = (_BFLOAT if compute.dtype == "bfloat16" else _FLOAT) * whole
+    if ranks > 1:
+        needs["a whole copy for the sampler"] = _FLOAT * whole
+    elif size := _sampler(settings):
+        needs["the sampler's weights"] = size * whole
     return needs
+
+
+def _sampler(settings: TrainerSettings) -> int:
+    """Return the bytes per weight that the engine keeps on the learner's device beside the learner's own."""
+    engine, compute = settings.engine, settings.compute
+    if engine.name == "hf":
+        here = settings.schedule.max_staleness > 0
+    else:  # vLLM takes the first GPU, and several share its weights
+        here = engine.name == "vllm" and compute.device in ("cpu", "cuda", "cuda:0")
+        here = here and (engine.options.get("options") or {}).get("tensor_parallel_size", 1) == 1
+    dtype = engine.options.get("dtype") or compute.dtype
+    return here * (_BFLOAT if dtype in ("bfloat16", "float16") else _FLOAT)
 
 
 def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, available: int | None = None) -> None:

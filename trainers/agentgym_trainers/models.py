@@ -67,6 +67,11 @@ def load_config(path: str | Path) -> Any:
         raise _unloadable(path, error) from error
 
 
+def longest_context(config: Any, otherwise: int) -> int:
+    """Return how many tokens a model reads by its configuration; of models that keep a state, it says nothing."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", otherwise))
+
+
 def refuse_longer(settings: ModelSettings, limit: int) -> None:
     """Refuse a context that was asked for in words and is longer than what the model reads.
 
@@ -126,9 +131,10 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise _unloadable(path, error) from error
-    _align(model)
     # Training and sampling must see one function: dropout would make their logprobs differ.
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    _align(model)
+    return model, tokenizer
 
 
 def _align(model: Any) -> None:

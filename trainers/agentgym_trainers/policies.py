@@ -10,7 +10,7 @@ from agentgym.policy import Sampling
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, find, model_folder
 from agentgym_trainers.engines.hf import HFEngine
-from agentgym_trainers.models import load_model, stop_ids_of
+from agentgym_trainers.models import load_model, longest_context, stop_ids_of
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import ChatSettings, ModelSettings, TrainerSettings
 
@@ -38,12 +38,12 @@ def checkpoint_policy(
         CheckpointError: the run has no checkpoint yet.
     """
     model, tokenizer = load_model(model_folder(path), device)
-    limit = int(model.config.get_text_config().max_position_embeddings)
+    said, longest = _trained_with(find(Path(path)))
+    limit = longest_context(model.config, context_length or longest or ModelSettings().context_length)
     if context_length is not None and context_length > limit:
         raise RecipeError(
             f"wanted a context of at most the {limit} tokens that the model reads, found {context_length}"
         )
-    said, longest = _trained_with(find(Path(path)))
     context = min(context_length or longest or limit, limit)
     chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls, stop_ids=stop_ids_of(model))
     return TokenPolicy(HFEngine(model, max_batch=max_batch), chat, sampling or Sampling(max_tokens=context), context)

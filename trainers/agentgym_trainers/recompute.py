@@ -8,7 +8,7 @@ from functools import cache, partial
 from inspect import getsource
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -51,7 +51,7 @@ def lean(model: Any) -> Iterator[None]:
     activations about a third less.
     """
     changed = [(one, partial(_again, one.forward)) for one in model.modules() if type(one).__name__.endswith("RMSNorm")]
-    changed += [(one, partial(_gated, one)) for one in model.modules() if _is_gated(type(one))]
+    changed += [(one, partial(_gated, one)) for one in model.modules() if _is_gated(one)]
     for module, forward in changed:
         module.forward = forward
     try:
@@ -74,19 +74,20 @@ def _down(mlp: Any, gate: Tensor, up: Tensor) -> Any:
     return mlp.down_proj(mlp.act_fn(gate) * up)
 
 
-def _is_gated(kind: Any) -> bool:
-    """Say whether modules of a class compute what `_gated` does, to the letter."""
-    try:
-        lines = _source(kind.forward).split("\n", 1)[1]
-    except (AttributeError, OSError, TypeError):
-        return False
-    product = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
-    return " ".join(lines.split()) in (f"return {product}", f"down_proj = {product} return down_proj")
+def _is_gated(module: Any) -> bool:
+    """Say whether a module computes what `_gated` does, its last product at once: adapters would have it made twice."""
+    return type(getattr(module, "down_proj", None)) is nn.Linear and _gates(type(module).forward)
 
 
 @cache
-def _source(function: Any) -> str:
-    return getsource(function)
+def _gates(forward: Any) -> bool:
+    """Say whether a method is written as `_gated` is, to the letter."""
+    try:
+        lines = getsource(forward).split("\n", 1)[1]
+    except (OSError, TypeError):
+        return False
+    product = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+    return " ".join(lines.split()) in (f"return {product}", f"down_proj = {product} return down_proj")
 
 
 def layers_of(model: Any) -> list[Any]:

@@ -188,7 +188,7 @@ class ComputeSettings(Record):
     engine's own weights are of this type, unless its option `dtype` says otherwise. bfloat16 is for GPUs."""
     recompute: bool = False
     """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic.
-    What elementwise arithmetic makes of other tensors is never kept, where the layers are known to be Llama's kind."""
+    Without it, what elementwise arithmetic makes in norms and gated products of Llama's kind is not kept either."""
     max_batch: Positive = 256
     """Requests generated together."""
     peak_tflops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
