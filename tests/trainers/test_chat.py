@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 from chat_templates import FAMILIES, HEAD, LLAMA3, MARKED, PLAIN, QWEN25, TAIL, tokenizer_of, tokenizer_with
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import ByT5Tokenizer
 
 from agentgym.errors import UnknownNameError
@@ -33,6 +35,7 @@ TWICE = (
     + TAIL
     + _ASK
 )
+LAST = CHATML.replace("in messages", "in (messages if messages[0].role != 'system' else messages[1:] + messages[:1])")
 OPEN_ENDED = (
     HEAD + "{{ message.role ~ ': ' ~ message.content ~ '\n' }}" + TAIL + "{{ 'assistant: ' if add_generation_prompt }}"
 )
@@ -50,9 +53,14 @@ plain_family = pytest.mark.parametrize("family", ["tiny", *PLAIN, *MARKED])
 NASTY = [
     "<|im_end|>", "<|im_start|>assistant\n", "</tool_response>", "<|end|>", "<|assistant|>", "<|eot_id|>", "[/INST]",
     "<end_of_turn>", "<｜Assistant｜>", "<|user|>", "</s>", "{{ x }}", "\ue000agentgym0\ue001", '"', "\\",
+    "agentgymquoted", "agentgymquoted0", "agentgymquoted1", "AgentGymQuoted2", "agentgymquoted3", "agentgymq",
 ]  # fmt: skip
 SYNTAX = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"]
-said = st.one_of(st.text(min_size=1), st.lists(st.sampled_from(NASTY), min_size=1).map("".join)).map(str.strip)
+said = st.one_of(
+    st.text(min_size=1),
+    st.sampled_from(["think", "tool_call", "user"]),
+    st.lists(st.sampled_from(NASTY), min_size=1).map("".join),
+).map(str.strip)
 answers = said.filter(lambda text: text and not MARKS.search(text))
 contents = st.one_of(said, st.lists(st.sampled_from(SYNTAX), min_size=1).map("".join)).filter(bool)
 words = st.one_of(st.none(), contents)
@@ -113,25 +121,93 @@ SPELLED = (
     "{%- for name in tool.function.parameters.properties -%}{{ '\n<|' ~ name }}{%- endfor -%}{%- endfor -%}" + CHATML
 )
 """Tools in words, their names in angle brackets."""
+WRITTEN = {
+    "spelled": SPELLED,
+    "python": "{{ tools | string }}" + CHATML,
+    "ascii": "{{ tools | tojson(ensure_ascii=True) }}" + CHATML,
+}
 
 
-@pytest.mark.parametrize("family", ["qwen2.5", "qwen3", "mistral", "mistral/first", "mistral/always", "spelled"])
+@pytest.mark.parametrize("family", ["qwen2.5", "qwen3", "mistral", "mistral/first", "mistral/always", *WRITTEN])
 @given(name=contents, description=contents, parameter=contents)
 def test_tool_schemas_never_yield_a_control_token_and_are_shown_as_they_are(
     family: str, name: str, description: str, parameter: str
 ) -> None:
-    chat = spelled() if family == "spelled" else format_of(family)
+    chat = written(family) if family in WRITTEN else format_of(family)
     messages = [Message(role="user", content="x")]
     nasty, tame = schema_of(name, description, parameter), schema_of("f", "g", "h")
     found = chat.prompt(messages, [nasty])
     assert control_of(chat, found) == control_of(chat, chat.prompt(messages, [tame]))
-    if family == "qwen2.5" and all(one.isascii() for one in (name, description, parameter)):
-        assert json.dumps(nasty, ensure_ascii=False) in chat.tokenizer.decode(flat(found))
+    if family in ("qwen2.5", "python", "ascii") and all(one.isascii() for one in (name, description, parameter)):
+        assert (str(nasty) if family == "python" else json.dumps(nasty)) in chat.tokenizer.decode(flat(found))
 
 
 @cache
-def spelled() -> ChatFormat:
-    return ChatFormat(tokenizer_with(SPELLED))
+def written(name: str) -> ChatFormat:
+    return ChatFormat(tokenizer_with(WRITTEN[name]))
+
+
+@pytest.mark.parametrize("name", ["think", "tool_call"])
+def test_no_tool_and_no_parameter_gets_a_name_that_the_template_completes_to_a_control_token(name: str) -> None:
+    chat = written("spelled")
+    messages = [Message(role="user", content="x")]
+    found = chat.prompt(messages, [schema_of(name, "g", name)])
+    assert control_of(chat, found) == control_of(chat, chat.prompt(messages, [schema_of("f", "g", "h")]))
+    assert f"<{name}>g\n<|{name}" in chat.tokenizer.decode(flat(found))
+
+
+LISTED = (
+    "{%- for tool in tools or [] -%}{%- if tool.type == 'function' -%}"
+    "{%- set given = tool.function.parameters -%}{{ tool.function.name ~ ': ' ~ tool.function.description }}"
+    "{%- for name, one in given.properties | items -%}"
+    "{{ '; ' ~ name ~ ' is ' ~ ('text' if one.type == 'string' else one.type) ~ (one.examples or '') | string }}"
+    "{{ ' and needed' if name in given.required }}{%- endfor -%}{%- endif -%}{%- endfor -%}" + CHATML
+)
+
+
+def test_a_schemas_own_words_reach_the_template_whatever_tokens_were_added() -> None:
+    tokenizer = tokenizer_with(LISTED)
+    tokenizer.add_tokens(["protein", "types", "strings", "functional", "parametersrequired"])
+    chat = ChatFormat(tokenizer)
+    schema: Any = schema_of("fold", "Fold a protein", "name")
+    schema["function"]["parameters"]["properties"]["properties"] = {"type": "integer", "examples": ["<", ">"]}
+    shown = chat.tokenizer.decode(flat(chat.prompt([Message(role="user", content="x")], [schema])))
+    assert shown.startswith(
+        "fold: Fold a protein; name is text and needed; properties is integer['<', '>']<|im_start|>"
+    )
+
+
+def test_a_mark_that_is_put_together_from_two_strings_quotes_nothing() -> None:
+    chat = ChatFormat(tokenizer_with(SPELLED.replace("}}>{{", "}}{{")))
+    messages = [Message(role="user", content="x")]
+    wanted = control_of(chat, chat.prompt(messages, [schema_of("f", "g", "h")]))
+    for cut in range(1, 15):
+        opens, closes = (schema_of(f"agentgymquoted{one}"[:cut], f"agentgymquoted{one}"[cut:], "h") for one in (0, 1))
+        assert control_of(chat, chat.prompt(messages, [opens, closes])) == wanted
+
+
+def test_a_quote_that_the_template_cuts_off_is_refused_and_not_closed_by_the_next() -> None:
+    cuts = "{%- for tool in tools or [] -%}{{ tool.function.description[:20] }}{%- endfor -%}" + CHATML
+    chat = ChatFormat(tokenizer_with(cuts + "{{ tools[0].function.description if tools }}"))
+    with pytest.raises(ChatFormatError, match="changes a tool's name or schema"):
+        chat.prompt([Message(role="user", content="x")], [schema_of("f", "<|im_end|> and so on", "x")])
+
+
+def test_each_string_of_a_schema_is_judged_once() -> None:
+    encoder = format_of("qwen2.5").encode_template
+    encoder.quoted(schema_of("object_ref", "Look it up.", "query"))
+    before = encoder.alarming.cache_info()
+    encoder.quoted(schema_of("object_ref", "Look it up.", "query"))
+    after = encoder.alarming.cache_info()
+    assert after.misses == before.misses
+    assert after.hits > before.hits
+
+
+def test_what_a_template_writes_may_be_no_token_at_all() -> None:
+    tokenizer = tokenizer_of("mistral/first")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\n", "")
+    chat = ChatFormat(tokenizer)
+    assert chat.encode_template("\n", after=chat.end_id) == []
 
 
 def test_a_tools_schema_that_needs_no_care_is_encoded_as_the_template_writes_it() -> None:
@@ -376,7 +452,15 @@ def test_an_unsuitable_template_is_refused_in_one_sentence(template: str | None,
         ChatFormat(tokenizer_with(template))
 
 
-@pytest.mark.parametrize(("template", "reason"), [(FORGETS, "'be good' is out of place"), (TWICE, "repeats a message")])
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        pytest.param(FORGETS, "'be good' is out of place", id="forgets"),
+        pytest.param(TWICE, "repeats or reorders a message", id="twice"),
+        pytest.param(TWICE.replace("'user'", "'system'"), "repeats or reorders a message", id="twice-before-another"),
+        pytest.param(LAST, "repeats or reorders a message", id="reorders"),
+    ],
+)
 def test_a_message_that_the_template_does_not_show_once_is_refused(template: str, reason: str) -> None:
     chat = ChatFormat(tokenizer_with(template))
     with pytest.raises(ChatFormatError, match=reason):

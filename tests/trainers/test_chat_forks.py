@@ -20,7 +20,7 @@ from agentgym.tokens import TokenBuffer, TokenKind
 from agentgym.types import Message
 from agentgym_trainers.advantages import Credit, gather_rewards, grpo
 from agentgym_trainers.batch import Rows, TokenBatch
-from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.chat import ChatFormat, TextEncoder
 from agentgym_trainers.models import export, new_model
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import ModelSettings
@@ -239,6 +239,31 @@ def test_thoughts_can_be_kept_in_one_context() -> None:
     buffer, read, _ = play(chat, says, [[QUESTION], [QUESTION]])
     assert not buffer.forks
     assert "thought a" in chat.tokenizer.decode(read[1])
+
+
+class Counting(TextEncoder):
+    """A text encoder that remembers what it was asked for."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self.asked: list[str] = []
+
+    def __call__(self, text: str, *, after: int | None = None) -> list[int]:
+        self.asked.append(text)
+        return super().__call__(text, after=after)
+
+
+@pytest.mark.parametrize("family", ["deepseek-r1", "qwen3"])
+def test_a_conversation_that_forks_at_every_turn_encodes_each_message_once(family: str) -> None:
+    chat = ChatFormat(tokenizer_of(family))
+    says = chat.answer(f"{chat.template.opener or '<think>'}hm</think>so")
+    chat.encode_text = counting = Counting(chat.tokenizer)
+    conversation = chat.conversation()
+    assert conversation is not None
+    for turn in range(4):
+        assert conversation.heard([Message(role="user", content=f"question {turn}")]) is not None
+        conversation.said(says)
+    assert [counting.asked.count(f"question {turn}") for turn in range(4)] == [1, 1, 1, 1]
 
 
 def test_a_fork_has_room_for_what_is_read_anew_and_keeps_hints_apart() -> None:

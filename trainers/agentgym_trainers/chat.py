@@ -160,19 +160,24 @@ class ChatFormat:
                     f"{one.label!r} is out of place; "
                     "choose a template that shows every message of every role, in order and as it is"
                 )
+            if OPEN in before:
+                raise self._repeats()
             rendered = after
             written = self.encode_template(before, after=last)
             last = written[-1] if written else last
-            said = self.encode_text(one.what, after=last) if isinstance(one.what, str) else list(one.what)
+            said = one.ids(self.encode_text, last)
             last = said[-1] if said else last
             pieces += [(written, TokenKind.OBSERVATION), (said, one.kind)]
         if OPEN in rendered:
-            raise ChatFormatError(
-                f"the chat template of {self.template.name!r} repeats a message; "
-                "choose a template that shows each message once"
-            )
+            raise self._repeats()
         pieces.append((self.encode_template(rendered, after=last), TokenKind.OBSERVATION))
         return [piece for piece in pieces if piece[0]]
+
+    def _repeats(self) -> ChatFormatError:
+        return ChatFormatError(
+            f"the chat template of {self.template.name!r} repeats or reorders a message; "
+            "choose a template that shows each message once, in order"
+        )
 
     def _decoded(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

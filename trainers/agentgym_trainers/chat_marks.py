@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agentgym.tokens import TokenKind
 from agentgym.types import Message
 from agentgym_trainers.chat_template import CLOSE, OPEN, Shown
+from agentgym_trainers.chat_text import TextEncoder
 
 if TYPE_CHECKING:
     from agentgym_trainers.chat import ChatFormat
@@ -28,6 +29,17 @@ class Content:
     kind: TokenKind
     may_vanish: bool = False
     """An earlier thought, which templates may drop."""
+    _encoded: dict[bool, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Conversations that fork show the same text again and again."""
+
+    def ids(self, encode: TextEncoder, after: int | None) -> list[int]:
+        """Return the tokens behind this one; a text is encoded once for each way in which it can begin."""
+        if not isinstance(self.what, str):
+            return list(self.what)
+        begins = encode.marks(after)
+        if begins not in self._encoded:
+            self._encoded[begins] = encode(self.what, after=after)
+        return list(self._encoded[begins])
 
     @property
     def label(self) -> str:
