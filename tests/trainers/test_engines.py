@@ -30,9 +30,9 @@ from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.build import build
 from agentgym_trainers.chat import ChatFormat
-from agentgym_trainers.engines.decode import ignores_padding
+from agentgym_trainers.engines.decode import FixedBatches, ignores_padding, lets_rows_go
 from agentgym_trainers.engines.hf import HFEngine
-from agentgym_trainers.engines.sampler import draw
+from agentgym_trainers.engines.sampler import Request, draw
 from agentgym_trainers.engines.scripted import ScriptedEngine
 from agentgym_trainers.engines.slots import SlotLayer
 
@@ -100,11 +100,13 @@ class TestScriptedEngine(TokenContract):
             yield made
 
 
-@pytest.mark.parametrize(("given", "patience_s"), [({}, 330.0), ({"patience_s": 5.0}, 5.0)])
+@pytest.mark.parametrize(
+    ("turn_s", "given", "patience_s"), [(300, {}, 330.0), (5, {}, 120.0), (300, {"patience_s": 5.0}, 5.0)]
+)
 def test_lockstep_has_the_patience_for_a_step_that_takes_all_its_time(
-    lab: Any, given: dict[str, float], patience_s: float
+    lab: Any, turn_s: float, given: dict[str, float], patience_s: float
 ) -> None:
-    chosen = lab.recipe(limits={"turn_timeout_s": 300}, trainer={"engine": {"name": "hf", "options": given}})
+    chosen = lab.recipe(limits={"turn_timeout_s": turn_s}, trainer={"engine": {"name": "hf", "options": given}})
     parts = asyncio.run(build(chosen.prepare(), chosen.trainer_settings(), None, None, lambda *_: None))
     engine: Any = parts.engine
     assert engine._patience_s == patience_s
@@ -134,28 +136,78 @@ def test_models_with_sliding_windows_are_exact(family: Any, config: Any, attenti
         EngineContract().test_logprobs_are_those_of_the_sampled_distribution(subject, {})
 
 
-@pytest.mark.parametrize(
-    ("family", "config"),
-    [
-        (MambaForCausalLM, MambaConfig(**SHAPE, state_size=8)),
-        (
-            RecurrentGemmaForCausalLM,
-            RecurrentGemmaConfig(
-                **SHAPE, pad_token_id=None, block_types=["recurrent", "attention"], attention_window_size=16
-            ),
-        ),
-    ],
-    ids=["padding-at-every-token", "padding-in-the-convolution"],
-)
-def test_models_that_read_padding_are_given_none(family: Any, config: Any, caplog: pytest.LogCaptureFixture) -> None:
+def mamba(**changes: Any) -> Any:
+    """A small Mamba of random weights, which reads padding at every token."""
     torch.manual_seed(0)
-    model = family(config).eval()
-    assert not ignores_padding(model)
-    assert ignores_padding(hybrid_model())
+    return MambaForCausalLM(MambaConfig(**SHAPE | changes, state_size=8)).eval()
+
+
+def recurrent_gemma() -> Any:
+    """A small RecurrentGemma of random weights: it reads padding in its convolution, and keeps states on modules."""
+    config = RecurrentGemmaConfig(
+        **SHAPE, pad_token_id=None, block_types=["recurrent", "attention"], attention_window_size=16
+    )
+    torch.manual_seed(0)
+    return RecurrentGemmaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(("make", "shrinks"), [(mamba, True), (recurrent_gemma, False)])
+def test_models_are_given_no_padding_that_they_read_and_keep_the_rows_that_they_cannot_let_go(
+    make: Callable[[], Any], shrinks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play(subject: Subject, limits: Sequence[int]) -> list[Generation]:
+        for seed in range(len(limits)):
+            subject.engine.open(f"s{seed}")
+        asked = enumerate(zip(PROMPTS, limits, strict=True))
+        return await asyncio.gather(
+            *(subject.ask(prompt, f"s{seed}", max_tokens=most, seed=seed) for seed, (prompt, most) in asked)
+        )
+
+    model = make()
+    assert (ignores_padding(model), lets_rows_go(model)) == (False, shrinks)
     for subject in hf(model, batching="lockstep"):
-        for prompt, made in zip(PROMPTS, subject.run(subject.ask_all(PROMPTS)), strict=True):
-            subject.exact(prompt, made)
-    assert f"{family.__name__} reads padding: only prompts of one length are batched" in caplog.text
+        for limits in ([3, 12, 5, 12], [12, 4, 12, 3]):  # the first and the last prompt share a batch
+            made = subject.run(play(subject, limits))
+            assert [len(one.ids) for one in made] == limits
+            for prompt, one in zip(PROMPTS, made, strict=True):
+                subject.exact(prompt, one)
+    family = type(model).__name__
+    assert f"{family} reads padding: only prompts of one length are batched" in caplog.text
+    assert (f"{family} lets no row go: a batch is computed whole until its end" in caplog.text) is not shrinks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_is_told_from_rounding_in_every_type(dtype: torch.dtype) -> None:
+    assert not ignores_padding(mamba(initializer_range=0.02).to(dtype))
+    for model in (hybrid_model(), contract_model(tied=True)):
+        assert ignores_padding(model.to(dtype))
+        assert lets_rows_go(model.to(dtype))
+
+
+def test_batches_that_have_not_begun_compute_nothing_for_who_is_gone() -> None:
+    model = mamba()
+    calls: list[tuple[int, ...]] = []
+    prompts = [[3] * length for length in (2, 3, 3, 4)]
+    fixed = FixedBatches(model)
+
+    def play(aborted: Sequence[int], closing: Callable[[], bool]) -> tuple[list[int], list[tuple[int, ...]]]:
+        requests = [
+            Request(f"s{index}", prompt, Sampling(max_tokens=2), frozenset(), aborted=index in aborted)
+            for index, prompt in enumerate(prompts)
+        ]
+        calls.clear()
+        made = fixed.run(requests, 7, closing)
+        assert {one.weight_version for one in made} == {7}
+        assert all(one.stop_reason == ("length" if len(one.ids) == 2 else "abort") for one in made)
+        return [len(one.ids) for one in made], list(calls)
+
+    play([], lambda: False)  # what is tried out once
+    model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    assert play([0, 2], lambda: False) == ([0, 2, 0, 2], [(1, 3), (1, 1), (1, 4), (1, 1)])
+    assert play([], lambda: True) == ([0, 0, 0, 0], [])
+    assert play([], lambda: bool(calls)) == ([1, 0, 0, 0], [(1, 2)])
 
 
 def test_requests_join_and_leave_the_running_batch_at_any_token() -> None:

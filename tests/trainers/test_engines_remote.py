@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -98,7 +100,7 @@ def test_who_cancels_the_first_request_does_not_break_the_engine_for_others() ->
     async def run(url: str) -> list[int]:
         engine = VLLMServerEngine(contract_model(tied=True), url=url, tolerance=1e9)
         first = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1), "first", ()))
-        while not engine._started:  # noqa: ASYNC110 -- nobody tells when the first weights are on their way
+        while not (engine._started or first.done()):  # noqa: ASYNC110 -- nobody tells when the first weights are on their way
             await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -109,6 +111,93 @@ def test_who_cancels_the_first_request_does_not_break_the_engine_for_others() ->
 
     with serving(ROUTES | {"/inference/v1/generate": answer(0.0)}) as url:
         assert asyncio.run(run(url)) == [7]
+
+
+class Slow(VLLMServerEngine):
+    """Starts when it is told to, and notes what it does then; only the engine knows what it waits for."""
+
+    def __init__(self) -> None:
+        super().__init__(contract_model(tied=True), url="http://127.0.0.1:9")
+        self.gates: list[weakref.ref[asyncio.Future[None]]] = []
+        self.did: list[str] = []
+
+    async def _start(self) -> None:
+        gate = asyncio.get_running_loop().create_future()
+        self.gates.append(weakref.ref(gate))
+        await gate
+
+    async def begun(self) -> asyncio.Task[Any]:
+        """Ask for a token; return once the start is under way."""
+        had = len(self.gates)
+        asked = asyncio.create_task(self.generate(PROMPTS[0], Sampling(max_tokens=1), f"s{had}", ()))
+        while len(self.gates) == had:  # noqa: ASYNC110 -- it takes a few turns of the loop
+            await asyncio.sleep(0)
+        return asked
+
+    def open_gate(self, error: Exception | None = None) -> None:
+        gc.collect()
+        gate = self.gates[-1]()
+        assert gate is not None, "the start was forgotten"
+        if error is None:
+            gate.set_result(None)
+        else:
+            gate.set_exception(error)
+
+    async def _abort(self, names: Iterable[str]) -> None:
+        assert not list(names)
+
+    async def _pause(self) -> None:
+        self.did.append("pause")
+
+    async def _push(self, weights: list[tuple[str, Any]], version: int) -> None:
+        del weights
+        self.did.append(f"push {version}")
+
+    async def _resume(self) -> None:
+        self.did.append("resume")
+
+    async def _stop(self) -> None:
+        self.did.append("stop")
+
+
+def test_a_start_outlives_who_asked_for_it_and_is_tried_again_after_a_failure() -> None:
+    async def run(engine: Slow) -> None:
+        first = await engine.begun()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        second = asyncio.create_task(engine.update_weights(version=3))
+        await asyncio.sleep(0)
+        engine.open_gate(InfrastructureError("no room"))
+        with pytest.raises(InfrastructureError, match="no room"):
+            await second
+        third = await engine.begun()
+        third.cancel()
+        await asyncio.gather(third, return_exceptions=True)
+        engine.open_gate()
+        await engine.update_weights(version=4)
+        await engine.close()
+
+    engine = Slow()
+    asyncio.run(run(engine))
+    assert engine.did == ["pause", "push 0", "resume", "pause", "push 4", "resume", "stop"]
+
+
+def test_an_engine_that_is_closed_while_it_starts_is_given_no_weights() -> None:
+    async def run(engine: Slow) -> None:
+        asked = await engine.begun()
+        update = asyncio.create_task(engine.update_weights())
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0)
+        engine.open_gate()
+        await closing
+        made = await asked
+        assert (made.ids, made.stop_reason) == ([], "abort")
+        with pytest.raises(InfrastructureError, match="the engine is closed"):
+            await update
+
+    engine = Slow()
+    asyncio.run(run(engine))
+    assert engine.did == ["stop"]
 
 
 def test_a_server_that_is_not_there_is_an_infrastructure_error() -> None:

@@ -39,9 +39,9 @@ from agentgym_trainers.world import World
 
 Metrics = dict[str, float]
 _SLACK_S = 30.0
-_PATIENCE_S = 120.0
-"""At least: an episode that begins has no limit for its sandbox."""
 """An environment's step may take its whole time and be told of a little late, without breaking lock-step."""
+_PATIENCE_S = 120.0
+"""At least so much, for no limit tells how long a sandbox may take to start."""
 
 
 @dataclass(slots=True)

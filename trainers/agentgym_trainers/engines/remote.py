@@ -67,7 +67,7 @@ class RemoteEngine(ABC):
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._asks: dict[str, _Ask] = {}
         self._numbers = count()
-        self._starting = asyncio.Lock()
+        self._start_task: asyncio.Task[None] | None = None
         self._started = False
         self._updating = asyncio.Lock()
         self._running = asyncio.Event()
@@ -105,8 +105,8 @@ class RemoteEngine(ABC):
             raise ValueError(f"session {session!r} already has a request; await it before the next turn")
         ask = self._asks[session] = _Ask()
         try:
-            if not self._started:  # shielded: others wait for it too, whatever becomes of who asked first
-                await asyncio.shield(self._ready())
+            if not self._started:
+                await self._ready()
             return await self._collect(ask, list(prompt_ids), sampling, stop_ids)
         finally:
             ask.done.set()
@@ -130,7 +130,9 @@ class RemoteEngine(ABC):
         self._check_open()
         given = list(whole_weights(self._model)) if weights is None else check_weights(weights, self._model)
         version = self.weight_version + 1 if version is None else version
-        if not await self._ready(given, version):
+        first = await self._ready(given, version)
+        self._check_open()
+        if not first:
             async with self._updating:
                 await self._renew(given, version)
 
@@ -141,21 +143,28 @@ class RemoteEngine(ABC):
         self._closed = True
         self._running.set()
         await self._end(list(self._asks.values()))
-        async with self._starting:
-            if self._started:
-                await self._stop()
+        if self._start_task is not None and not self._start_task.done():
+            await asyncio.wait([self._start_task])
+        if self._started:
+            await self._stop()
 
     async def _ready(self, weights: list[tuple[str, Any]] | None = None, version: int | None = None) -> bool:
-        """Start with the first who asks, and with the learner's weights; return whether this was the first."""
-        async with self._starting:
-            self._check_open()
-            if self._started:
-                return False
-            await self._start()
-            self._started = True
+        """Start with the first who asks, or who asks after a start that failed; return whether it was this one."""
+        first = self._start_task is None or (self._start_task.done() and not self._started)
+        if first:
+            self._start_task = asyncio.create_task(self._begin(weights, version))
+        assert self._start_task is not None
+        # Shielded, and held by the engine: others wait for it too, whatever becomes of who asked first.
+        await asyncio.shield(self._start_task)
+        return first
+
+    async def _begin(self, weights: list[tuple[str, Any]] | None, version: int | None) -> None:
+        """Start with the learner's weights; where the engine was closed meanwhile, without any."""
+        await self._start()
+        self._started = True
+        if not self._closed:
             given = weights or list(whole_weights(self._model))
             await self._renew(given, self.weight_version if version is None else version)
-            return True
 
     async def _renew(self, weights: list[tuple[str, Any]], version: int) -> None:
         self._running.clear()

@@ -79,11 +79,12 @@ class VLLMEngine(RemoteEngine):
                 file on a CPU and where vLLM takes the learner's GPU and more.
             memory_share: of the GPU's memory, for weights and cache; the learner needs the rest.
             cpu_cache_gb: memory for keys and values where vLLM runs on a CPU.
-            options: any further field of vLLM's AsyncEngineArgs.
+            options: further fields of vLLM's AsyncEngineArgs, but none that the engine relies on.
 
         Raises:
             MissingExtraError: vLLM is not installed.
-            RecipeError: no weights would arrive that way, or several processes train.
+            RecipeError: an option is the engine's own to set, no weights would arrive that way, or several processes
+                train.
         """
         _check_options(options or {})
         if find_spec("vllm") is None:
