@@ -173,3 +173,39 @@ def test_sessions_that_said_the_same_go_on_from_one_copy() -> None:
     assert isinstance(again, Generation)
     assert again.ids == answer.ids
     assert torch.allclose(torch.tensor(again.logprobs), torch.tensor(answer.logprobs), atol=1e-4)
+
+
+def test_what_lies_in_the_batch_is_remembered_nowhere_else_and_others_begin_with_it() -> None:
+    prefixes = PrefixStore(1 << 20)
+    batch = ContinuousBatch(MODEL, prefixes)
+    prompt = [*PROMPTS[0], *range(20, 40)]
+    for name in "ab":
+        prefixes.open(name)
+    first = Request("a", prompt, Sampling(max_tokens=2, seed=1), frozenset())
+    done: dict[Request, Any] = {}
+    while first not in done:
+        done |= dict(batch.tick([] if batch.rows else [first], 0))
+    assert prefixes.bytes > 0
+    later = Request("a", [*prompt, *done[first].ids, 9], Sampling(max_tokens=6, seed=2), frozenset())
+    done |= dict(batch.tick([later], 0))
+    assert (prefixes.bytes, prefixes.hits) == (0, len(prompt) + 1)
+    other = Request("b", [*prompt, 5, 4], Sampling(max_tokens=4, seed=3), frozenset())
+    done |= dict(batch.tick([other], 0))
+    assert prefixes.hits == len(prompt) + 1 + len(prompt)
+    while batch.rows:
+        done |= dict(batch.tick([], 0))
+    for one in (later, other):
+        again = Request("c", one.prompt_ids, one.sampling, frozenset())
+        (alone,) = _run([[again]], 0).values()
+        assert done[one].ids == alone.ids
+        assert torch.allclose(torch.tensor(done[one].logprobs), torch.tensor(alone.logprobs), atol=1e-4)
+
+
+def test_the_cache_has_rows_for_branches_and_not_for_all_who_share_them() -> None:
+    batch, requests = ContinuousBatch(MODEL, PrefixStore(0)), _alike(12, temperature=1)
+    done: dict[Request, Any] = dict(batch.tick([*_alike(12, temperature=0), *requests], 0))
+    assert batch._cache._layers[0].keys.shape[0] < 20
+    while batch.rows:
+        done |= dict(batch.tick([], 0))
+    alone = [next(iter(_run([[one]], 0).values())).ids for one in _alike(12, temperature=1)]
+    assert [done[one].ids for one in requests] == alone

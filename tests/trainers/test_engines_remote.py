@@ -7,6 +7,7 @@ import gc
 import json
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -111,6 +112,35 @@ def test_who_cancels_the_first_request_does_not_break_the_engine_for_others() ->
 
     with serving(ROUTES | {"/inference/v1/generate": answer(0.0)}) as url:
         assert asyncio.run(run(url)) == [7]
+
+
+def test_a_connection_that_the_server_may_close_at_any_moment_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As vLLM's closes what was idle for 5 seconds: here, where a request comes after 3, it has just done so."""
+    used: dict[Any, float] = {}
+    parse = BaseHTTPRequestHandler.parse_request
+
+    def hang_up(handler: BaseHTTPRequestHandler) -> bool:
+        now, handler.close_connection = time.monotonic(), True
+        if now - used.get(handler.client_address, now) > 3:
+            return False
+        used[handler.client_address] = now
+        return parse(handler)
+
+    async def run(url: str) -> None:
+        engine = VLLMServerEngine(contract_model(tied=True), url=url, tolerance=1e9)
+        for _ in range(2):
+            await engine.update_weights()
+            await asyncio.sleep(3.2)
+        assert engine.weight_version == 2
+        await engine.close()
+
+    monkeypatch.setattr(BaseHTTPRequestHandler, "protocol_version", "HTTP/1.1")
+    monkeypatch.setattr(BaseHTTPRequestHandler, "parse_request", hang_up)
+    with serving(ROUTES | {"/inference/v1/generate": answer(0.0)}) as url:
+        asyncio.run(run(url))
+    assert len(used) < 2 * len(ROUTES), "connections in use are kept"
 
 
 class Slow(VLLMServerEngine):

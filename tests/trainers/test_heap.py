@@ -1,4 +1,4 @@
-"""Threads of a training process share one heap."""
+"""Threads of a training process share one heap, and it gives back what is free."""
 
 from __future__ import annotations
 
@@ -41,3 +41,33 @@ def test_threads_have_arenas_until_they_share_a_heap(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", PROGRAM, str(told), how], check=True)
         heaps[how] = len(re.findall("<heap nr=", told.read_text()))
     assert heaps["shared"] == 1 < heaps["apart"]
+
+
+FREE = """
+import ctypes
+from pathlib import Path
+from agentgym_trainers.heap import give_back
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+blocks = [libc.malloc(1 << 16) for _ in range(1 << 12)]
+for one in blocks:
+    ctypes.memset(one, 1, 1 << 16)
+for place, one in enumerate(blocks):
+    if place % 16:
+        libc.free(one)
+before = resident()
+give_back()
+kept = [ctypes.string_at(one, 1 << 16) for one in blocks[::16]]
+print(before - resident(), set(kept) == {bytes([1]) * (1 << 16)})
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_what_is_free_between_blocks_is_given_back() -> None:
+    said = subprocess.run([sys.executable, "-c", FREE], check=True, capture_output=True, text=True).stdout
+    given, kept = said.split()
+    assert int(given) > 200  # MiB, of 240 that are free
+    assert kept == "True"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentgym_trainers.chat import ChatFormat
@@ -19,9 +18,10 @@ TOKENIZER = build_tokenizer(CORPUS, 320)
 
 
 @given(st.text())
+@example("A\u0300 \U0002f800")  # marks and letters that Unicode's normal forms replace
 def test_any_text_is_encoded_and_decoded_to_itself(text: str) -> None:
     ids = ChatFormat(TOKENIZER).encode_text(text)
-    assert TOKENIZER.decode(ids) == unicodedata.normalize("NFC", text)
+    assert TOKENIZER.decode(ids) == text
 
 
 @given(st.text(alphabet="0123456789 +-a", min_size=1))

@@ -17,6 +17,7 @@ from agentgym.tokens import TokenBuffer
 from agentgym_trainers.batch import TokenBatch, cut
 from agentgym_trainers.critic import Critic, CriticPhase
 from agentgym_trainers.gae import ValueTargets
+from agentgym_trainers.heap import give_back
 from agentgym_trainers.logprobs import check_head
 from agentgym_trainers.losses import clipped
 from agentgym_trainers.network import Network, Scores, deal, portions
@@ -230,6 +231,7 @@ class Learner:
         own = int(lesson.batch.sampled_BL[mini_R[lesson.off_policy_B[mini_R] == 0]].sum())
         valued = 0 if lesson.values is None else int(lesson.values.mask_BL[mini_R].sum())
         sums: Metrics = {}
+        self._tidy()
         for index_R, counts in self._shares(lesson.batch, mini_R):
             part = self._to_device(lesson.batch.rows(index_R))
             learns = lesson.loss is not None
@@ -283,7 +285,14 @@ class Learner:
     def _backward(self, loss: Tensor, *, counts: bool) -> None:
         """Accumulate the gradients of a share of the loss; sharded ones are averaged, and should be summed."""
         if loss.requires_grad:  # not where a frozen policy's attempts have no verdict to fit a critic to
+            self._tidy()
             (loss * (self._world.size if counts else 0)).backward()  # type: ignore[no-untyped-call]
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Give back what forward and backward passes have left between what they keep: half as much as they need."""
+        if self.model.device.type == "cpu":
+            give_back()
 
     def _policy_loss(
         self,

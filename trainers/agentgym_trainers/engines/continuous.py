@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import chain, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from agentgym.policy import Generation
 from agentgym_trainers.engines.branches import Branch, draw_branches
 from agentgym_trainers.engines.direct import agrees, decode, is_plain
 from agentgym_trainers.engines.drafts import Drafter
-from agentgym_trainers.engines.prefixes import PrefixStore
+from agentgym_trainers.engines.prefixes import PrefixStore, common
 from agentgym_trainers.engines.sampler import Request, Row
 from agentgym_trainers.engines.slots import KeysValues, SlotCache, TokenPlan
 
@@ -28,6 +30,15 @@ _LOGITS = 1 << 24
 """Scores that may exist at once for the sake of guesses: a large batch over a large vocabulary guesses none."""
 _SCORES = 1 << 22
 """Attention scores of a head of keys that may exist at once, where no kernel splits them up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What need not be computed of a context."""
+
+    source: KeysValues | Branch
+    """Where it lies: remembered, or in the row of somebody who says something."""
+    length: int
 
 
 class ContinuousBatch:
@@ -107,17 +118,17 @@ class ContinuousBatch:
     def _join(self, rows: list[Row], version: int) -> list[Result]:
         """Compute contexts that nobody has computed yet, shortest first; rows with one context share the work."""
         branches = Branch.all_of(rows)
-        found = {one: self._prefixes.find(one.rows[0].request.session, one.context) for one in branches}
-        new = {one: 1 + one.length - (known[1] if known else 0) for one, known in found.items()}
+        found = {one: self._find(one) for one in branches}
+        new = {one: 1 + one.length - (known.length if known else 0) for one, known in found.items()}
         failed: list[Result] = []
         parts = _portions(sorted(branches, key=lambda one: new[one]), new, self._prefill_tokens)
-        rooms = [_room(row) for row in rows]
-        together = bool(rows) and max(rooms) * len(rooms) <= 2 * sum(rooms)  # or a long one might cost all their room
+        rooms = [_room(one) for one in branches]
+        together = bool(rooms) and max(rooms) * len(rooms) <= 2 * sum(rooms)  # or a long one might cost all their room
         self._plain = None
         for index, part in enumerate(parts):
             joining = [row for branch in part for row in branch.rows]
             try:
-                self._make_room(rows if together and index == 0 else joining)
+                self._make_room(branches if together and index == 0 else part)
                 self._prefill(part, found, version)
             except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
                 if not self._branches:
@@ -125,24 +136,42 @@ class ContinuousBatch:
                 failed += _failures(joining, error)
         return failed
 
-    def _make_room(self, joining: Sequence[Row]) -> None:
-        rows = self.rows
-        self._cache.fit(len(rows) + len(joining), max(_room(row) for row in [*rows, *joining]))
+    def _make_room(self, joining: Sequence[Branch]) -> None:
+        everybody = [*self._branches, *joining]
+        self._cache.fit(len(everybody), max(_room(one) for one in everybody))
 
-    def _prefill(
-        self, joining: Sequence[Branch], found: Mapping[Branch, tuple[KeysValues, int] | None], version: int
-    ) -> None:
+    def _find(self, branch: Branch) -> _Beginning | None:
+        """Return the longest known beginning of a context; whoever has none of its own may take any other's."""
+        session = branch.rows[0].request.session
+        known = self._prefixes.find(session, branch.context)
+        best = _Beginning(*known) if known else None
+        if self._branches and not self._prefixes.has(session):
+            wanted = np.asarray(branch.context[:-1])
+            lengths = [common(np.asarray(one.context[:-1]), wanted) for one in self._branches]
+            more = max(lengths) - (best.length if best else 0)
+            if more > 0:
+                self._prefixes.hits += more
+                return _Beginning(self._branches[int(np.argmax(lengths))], max(lengths))
+        return best
+
+    def _prefill(self, joining: Sequence[Branch], found: dict[Branch, _Beginning | None], version: int) -> None:
         start = len(self._branches)
         known = []
         for place, branch in enumerate(joining, start):
-            remembered = found[branch]
-            known.append(remembered[1] if remembered else 0)
-            if remembered:
-                self._cache.load(place, *remembered)
+            remembered = found.pop(branch)
+            known.append(remembered.length if remembered else 0)
+            if remembered is None:
+                continue
+            if isinstance(remembered.source, Branch):
+                self._cache.move(self._branches.index(remembered.source), place, remembered.length)
+            else:
+                self._cache.load(place, remembered.source, remembered.length)
         new = [branch.context[had:] for branch, had in zip(joining, known, strict=True)]
         logits_BV = self._compute(start, new, known, last=True)
         for branch in joining:
             branch.drafter = Drafter(branch.context, self._draft_tokens) if self._draft_tokens else None
+            for row in branch.rows:
+                self._prefixes.let_go(row.request.session)
         draw_branches(logits_BV, joining, version)
         self._branches += joining
 
@@ -153,7 +182,7 @@ class ContinuousBatch:
         first = [branch.length for branch in self._branches]
         new = [[branch.rows[0].ids[-1], *branch.guess] for branch in self._branches]
         room = max(begin + len(one) for begin, one in zip(first, new, strict=True))
-        self._cache.fit(len(self.rows), room)
+        self._cache.fit(len(self._branches), room)
         draw_branches(self._compute(0, new, first), self._branches, version)
 
     def _compute(self, start: int, new: Sequence[Sequence[int]], first: Sequence[int], *, last: bool = False) -> Tensor:
@@ -201,11 +230,13 @@ class ContinuousBatch:
         """Let rows go that are done, give a row of the cache to each branch that has parted from others, close up."""
         done = [one for place in range(len(self._branches)) for one in self._release(place, version)]
         gaps = [place for place, branch in enumerate(self._branches) if not branch.rows]
-        for place, branch in enumerate(list(self._branches)):
-            for other in branch.part() if branch.rows else ():
-                target = gaps.pop() if gaps else len(self._branches)
-                self._cache.move(place, target, other.length)
-                self._branches[target : target + 1] = [other]
+        parted = [(place, other) for place, one in enumerate(self._branches) if one.rows for other in one.part()]
+        if parted:
+            self._make_room([other for _, other in parted[len(gaps) :]])
+        for place, other in parted:
+            target = gaps.pop() if gaps else len(self._branches)
+            self._cache.move(place, target, other.length)
+            self._branches[target : target + 1] = [other]
         for place in reversed(gaps):
             last = self._branches.pop()
             if last.rows:
@@ -247,9 +278,9 @@ def _portions(branches: Sequence[Branch], new: Mapping[Branch, int], budget: int
     return [list(branches[start:stop]) for start, stop in pairwise([*cuts, len(branches)])] if branches else []
 
 
-def _room(row: Row) -> int:
-    """Return how many tokens a row is likely to hold."""
-    return len(row.context) + min(_AHEAD, row.left)
+def _room(branch: Branch) -> int:
+    """Return how many tokens a row of the cache is likely to hold; one that nobody needs any more holds none."""
+    return 1 + branch.length + min(_AHEAD, max(row.left for row in branch.rows)) if branch.rows else 0
 
 
 def _is_short(counts: Sequence[int], first: Sequence[int]) -> bool:

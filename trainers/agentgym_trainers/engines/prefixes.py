@@ -1,4 +1,7 @@
-"""Remember the keys and values of what sessions have read and said: their next turn computes only what is new."""
+"""Remember the keys and values of what sessions have read and said: their next turn computes only what is new.
+
+While a session says something, they lie in the batch and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,15 @@ class PrefixStore:
             self._open.discard(session)
             self._drop(session)
 
+    def has(self, session: str) -> bool:
+        """Whether a sequence of the session's own is remembered."""
+        return session in self._kept
+
+    def let_go(self, session: str) -> None:
+        """Drop the session's sequence, which lies in the batch now."""
+        with self._lock:
+            self._drop(session)
+
     def find(self, session: str, prompt_ids: Sequence[int]) -> tuple[KeysValues, int] | None:
         """Return the keys and values of the longest known beginning of a prompt, and how many tokens of them fit.
 
@@ -58,7 +70,7 @@ class PrefixStore:
         wanted = np.asarray(prompt_ids[:-1], dtype=np.int64)
         with self._lock:
             names = [session] if session in self._kept else list(self._kept)
-            lengths = [_common(self._kept[name].ids, wanted) for name in names]
+            lengths = [common(self._kept[name].ids, wanted) for name in names]
             length = max(lengths, default=0)
             if length == 0:
                 return None
@@ -94,7 +106,8 @@ class PrefixStore:
             self.bytes -= gone.bytes
 
 
-def _common(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> int:
+def common(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> int:
+    """Return how many tokens two sequences begin with alike."""
     size = min(len(known), len(wanted))
     different = np.flatnonzero(known[:size] != wanted[:size])
     return int(different[0]) if len(different) else size

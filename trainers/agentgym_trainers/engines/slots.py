@@ -70,9 +70,9 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
             self._resize(max(rows, had_rows), max(columns, had_columns))
 
     def _resize(self, rows: int, columns: int) -> None:
-        """Take so much room, and an eighth more where it grows: so copying stays far below what attention reads."""
+        """Take so much room, and more where it grows: so copying stays far below what attention reads."""
         had_rows, heads, had_columns, _ = self.keys.shape
-        rows += rows // 8 if rows > had_rows else 0
+        rows += rows // 4 if rows > had_rows else 0
         columns += max(16, columns // 8) if columns > had_columns else 0
         made = [old.new_zeros(rows, heads, columns, old.shape[3]) for old in (self.keys, self.values)]
         kept_rows, kept_columns = min(rows, had_rows), min(columns, had_columns)

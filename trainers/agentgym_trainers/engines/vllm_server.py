@@ -30,6 +30,7 @@ _ADVICE = {
 }
 _DEV_ADVICE = "start it with VLLM_SERVER_DEV_MODE=1, which opens its routes for weight updates"
 _PROBE_TOKENS = 4
+_IDLE_S = 2.0  # vLLM hangs up after 5 idle seconds: a request sent just then is lost, though nothing is wrong
 
 
 class VLLMServerEngine(RemoteEngine):
@@ -102,7 +103,7 @@ class VLLMServerEngine(RemoteEngine):
     async def _start(self) -> None:
         import httpx
 
-        limits = httpx.Limits(max_connections=self._max_batch + 8)
+        limits = httpx.Limits(max_connections=self._max_batch + 8, keepalive_expiry=_IDLE_S)
         self._http = httpx.AsyncClient(timeout=self._timeout_s, limits=limits, trust_env=False)
 
     async def _sample(self, name: str, prompt_ids: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Part:
