@@ -136,9 +136,10 @@ class ContinuousBatch:
                 failed += _failures(joining, error)
         return failed
 
-    def _make_room(self, joining: Sequence[Branch]) -> None:
+    def _make_room(self, joining: Sequence[Branch], gaps: int = 0) -> None:
+        """Make room for more branches, so many of which take the place of one that is gone."""
         everybody = [*self._branches, *joining]
-        self._cache.fit(len(everybody), max(_room(one) for one in everybody))
+        self._cache.fit(len(everybody) - min(gaps, len(joining)), max(_room(one) for one in everybody))
 
     def _find(self, branch: Branch) -> _Beginning | None:
         """Return the longest known beginning of a context; whoever has none of its own may take any other's."""
@@ -232,7 +233,7 @@ class ContinuousBatch:
         gaps = [place for place, branch in enumerate(self._branches) if not branch.rows]
         parted = [(place, other) for place, one in enumerate(self._branches) if one.rows for other in one.part()]
         if parted:
-            self._make_room([other for _, other in parted[len(gaps) :]])
+            self._make_room([other for _, other in parted], len(gaps))
         for place, other in parted:
             target = gaps.pop() if gaps else len(self._branches)
             self._cache.move(place, target, other.length)
