@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
+from agentgym.difficulty import difficulties_of
 from agentgym.env import AgentEnv
 from agentgym.errors import AgentgymError
 from agentgym.guidance import RolloutRequest
@@ -21,8 +22,6 @@ from agentgym.types import Group, Record, Trajectory, Trust, count_by_end
 
 REPORT = "report.json"
 _WEAKEST_LAST = list(Trust)
-_FEW = 12
-"""Difficulties that can be told apart in curves."""
 
 
 class PassAtK(Record):
@@ -62,7 +61,7 @@ class Report(Record):
     """Attempts that infrastructure or the verifier lost: left out everywhere, never zeros."""
     pass_at: tuple[PassAtK, ...]
     by_difficulty: dict[str, PassAtK]
-    """pass@1 per difficulty, for tasks that name theirs."""
+    """pass@1 per difficulty, or per band of difficulties where there are many, for tasks that name theirs."""
     by_end: dict[str, int]
     by_level: dict[str, int]
     trust: Trust | None
@@ -85,9 +84,8 @@ class Report(Record):
         for one in self.pass_at:
             for name, value in (("", one.value), ("_low", one.low), ("_high", one.high)):
                 found[f"pass@{one.k}{name}"] = math.nan if value is None else value
-        if len(self.by_difficulty) <= _FEW:
-            for difficulty, band in self.by_difficulty.items():
-                found[f"difficulty_{difficulty}"] = math.nan if band.value is None else band.value
+        for difficulty, band in self.by_difficulty.items():
+            found[f"difficulty_{difficulty}"] = math.nan if band.value is None else band.value
         return {prefix + name: value for name, value in found.items()}
 
 
@@ -176,11 +174,11 @@ def _sampled(one: Trajectory) -> float | None:
 
 
 def _by_difficulty(tasks: Sequence[Task], counts: Sequence[Count]) -> dict[str, PassAtK]:
-    bands: dict[float, list[Count]] = {}
-    for task, count in zip(tasks, counts, strict=True):
-        if task.difficulty is not None:
-            bands.setdefault(task.difficulty, []).append(count)
-    return {f"{difficulty:g}": PassAtK.of(1, bands[difficulty]) for difficulty in sorted(bands)}
+    of = {task.id: count for task, count in zip(tasks, counts, strict=True)}
+    bands: dict[str, list[Count]] = {}
+    for name, band in difficulties_of(tasks).items():
+        bands.setdefault(band, []).append(of[name])
+    return {band: PassAtK.of(1, found) for band, found in bands.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -152,6 +152,14 @@ def test_results_are_split_by_difficulty() -> None:
     assert {name: (one.value, one.tasks) for name, one in found.by_difficulty.items()} == {"1": (1.0, 1), "2": (0.0, 2)}
 
 
+def test_many_difficulties_are_told_in_bands() -> None:
+    found = report_of(scripted.noop(), tasks=[toy_task(one, float(one)) for one in range(24)])
+    assert [(name, one.tasks) for name, one in found.by_difficulty.items()] == [
+        (f"{low}_to_{low + 1}", 2) for low in range(0, 24, 2)
+    ]
+    assert found.metrics().keys() >= {f"eval/difficulty_{name}" for name in found.by_difficulty}
+
+
 def test_a_number_on_training_tasks_is_not_called_held_out() -> None:
     assert not report_of(scripted.noop(), tasks=[toy_task(0), toy_task(3)]).held_out
 

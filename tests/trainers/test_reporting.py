@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from agentgym.difficulty import difficulties_of
 from agentgym.rewards import Rewards
 from agentgym.task import Public, Task
 from agentgym.tokens import TokenBuffer
 from agentgym.types import EndReason, Group, Message, Noise, Trajectory, Trust, Turn, Verdict
-from agentgym_trainers.reporting import Stopwatch, difficulties_of, resources, rollout_metrics
+from agentgym_trainers.reporting import Stopwatch, resources, rollout_metrics
 
 
 def attempt(value: float | None, *stops: str, end: EndReason = "submitted", noise: Noise | None = None) -> Trajectory:
@@ -122,37 +122,8 @@ def test_memory_is_the_most_that_this_process_had() -> None:
     assert 0.98 * most <= found["memory/resident_mb"] < 10 * most  # the process that started this one may have had more
 
 
-def tasks(*difficulties: float | None) -> list[Task]:
-    return [
-        Task(id=str(place), split="train", public=Public(prompt="?"), difficulty=one)
-        for place, one in enumerate(difficulties)
-    ]
-
-
-def test_a_few_difficulties_are_told_apart_as_they_are() -> None:
-    found = difficulties_of(tasks(3.0, 0.5, None, 3.0, *range(4, 14)))
-    assert found == {"0": "3", "1": "0.5", "3": "3", **{str(place): str(place) for place in range(4, 14)}}
-
-
-def test_many_difficulties_are_told_apart_in_twelve_bands_of_as_many_tasks() -> None:
-    found = difficulties_of(tasks(*[one / 10 for one in range(48, 0, -1)], None))
-    assert found["0"] == found["3"] == "4.5_to_4.8"
-    assert found["47"] == "0.1_to_0.4"
-    assert "48" not in found
-    assert Counter(Counter(found.values()).values()) == {4: 12}
-
-
-def test_a_difficulty_is_in_one_band_however_many_tasks_have_it() -> None:
-    found = difficulties_of(tasks(*[1.0] * 90, *range(2, 32)))
-    names = Counter(found.values())
-    assert names["1"] == 90
-    assert len(names) <= 12
-    assert {found[str(place)] for place in range(90)} == {"1"}
-    assert all("_to_" in name for name in names if name != "1")
-
-
 def test_a_step_of_many_difficulties_has_a_pass_rate_of_each_band() -> None:
-    chosen = tasks(*range(24))
+    chosen = [Task(id=str(one), split="train", public=Public(prompt="?"), difficulty=one) for one in range(24)]
     groups = [Group(one.id, [attempt(float(int(one.id) % 2), "stop"), attempt(1.0, "stop")]) for one in chosen]
     found = rollout_metrics(groups, [Rewards([0.0] * 2, [[0.0]] * 2, [True] * 2)] * 24, difficulties_of(chosen))
     bands = {name: value for name, value in found.items() if name.startswith("rollout/difficulty_")}

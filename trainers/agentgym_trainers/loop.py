@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from agentgym.difficulty import difficulties_of
 from agentgym.errors import RecipeError
 from agentgym.learnable import Learnable
 from agentgym.recipe import Prepared
@@ -28,7 +29,7 @@ from agentgym_trainers.flops import peak_flops
 from agentgym_trainers.heap import share_heap
 from agentgym_trainers.native import Progress
 from agentgym_trainers.optimizer import CollapseError
-from agentgym_trainers.reporting import Metrics, Stopwatch, difficulties_of, resources, rollout_metrics
+from agentgym_trainers.reporting import Metrics, Stopwatch, resources, rollout_metrics
 from agentgym_trainers.settings import TrainerSettings
 from agentgym_trainers.trackers import Trackers
 from agentgym_trainers.update import Update
