@@ -245,6 +245,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.usefixtures("needs_sandbox")
 @pytest.mark.parametrize("busy", [False, True], ids=["between turns", "in the middle of a turn"])
 def test_a_server_that_is_stopped_ends_every_session_and_sandbox(folder: Path, busy: bool) -> None:
+    pause = f"61.{os.getpid()}"  # no other test's
     env = folder / "shell.py"
     env.write_text(SHELL)
     words = ["serve", str(env), "--port", "0", "--sandbox", "process"]
@@ -262,14 +263,14 @@ def test_a_server_that_is_stopped_ends_every_session_and_sandbox(folder: Path, b
         line.recv(20)
         if busy:
             head = HEAD.replace("/sessions", f"/sessions/{ids[0]}/step")
-            body = json.dumps({"tool_calls": [{"name": "shell", "arguments": {"command": "sleep 61.25"}}]})
+            body = json.dumps({"tool_calls": [{"name": "shell", "arguments": {"command": f"sleep {pause}"}}]})
             hanging = stack.enter_context(dial(found[0]))
             hanging.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-            assert until(lambda: "sleep\x0061.25" in command_lines())
+            assert until(lambda: f"sleep\0{pause}" in command_lines())
         assert len([*folder.glob("agentgym-*/*")]) >= 4
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    assert "sleep\x0061.25" not in command_lines()
+    assert f"sleep\0{pause}" not in command_lines()
     assert [*folder.glob("agentgym-*/*")] == []
 
 
