@@ -44,9 +44,23 @@ def test_threads_have_arenas_until_they_share_a_heap(tmp_path: Path) -> None:
 
 
 FREE = """
-import ctypes
+import ctypes, sys
 from pathlib import Path
-from agentgym_trainers.heap import give_back
+if sys.argv[1] == "update":
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from agentgym.tokens import TokenBuffer
+    from agentgym_trainers.learner import Learner
+    from agentgym_trainers.settings import ComputeSettings, OptimSettings
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                         num_attention_heads=1, num_key_value_heads=1))
+    learner, said = Learner(model, ComputeSettings()), TokenBuffer()
+    learner.begin(OptimSettings(), 1)
+    said.append_text([1, 2], 0)
+    said.append_sampled([3, 4], [-1.0] * 2, 0)
+    def give_back():
+        learner.sft_step([said])
+else:
+    from agentgym_trainers.heap import give_back
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
@@ -66,8 +80,9 @@ print(before - resident(), set(kept) == {bytes([1]) * (1 << 16)})
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
-def test_what_is_free_between_blocks_is_given_back() -> None:
-    said = subprocess.run([sys.executable, "-c", FREE], check=True, capture_output=True, text=True).stdout
+@pytest.mark.parametrize("how", ["asked", "update"])
+def test_what_is_free_between_blocks_is_given_back(how: str) -> None:
+    said = subprocess.run([sys.executable, "-c", FREE, how], check=True, capture_output=True, text=True).stdout
     given, kept = said.split()
     assert int(given) > 200  # MiB, of 240 that are free
     assert kept == "True"
