@@ -42,9 +42,9 @@ def read_rows(path: Path) -> list[Row]:
     """
     pa = _pyarrow()
     try:
-        # Given a path instead of a file, pyarrow would make columns of folder names such as `step=3`.
-        with path.open("rb") as file:
-            rows: list[Row] = _parquet().read_table(file).to_pylist()
+        # Threads that read from Python's file object can hang or abort a process that ends soon (apache/arrow#50482).
+        with pa.OSFile(str(path)) as file:
+            rows: list[Row] = _parquet().ParquetFile(file).read(use_threads=False).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise AgentgymError(f"no trajectories can be read at {path}: {error}") from error
     return rows

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -151,6 +152,20 @@ def test_a_file_of_trajectories_is_readable_with_plain_pyarrow_and_holds_the_rew
         "value": 1.0, "level": "passed", "trust": "rpc", "components": [], "feedback": "", "error": None,
         "grader": None, "noise": None, "appeal": None,
     }  # fmt: skip
+
+
+def test_a_process_that_ends_as_soon_as_it_has_read_a_file_ends_well(tmp_path: Path) -> None:
+    path = new_run(tmp_path).write_trajectories(0, [Group("t", [plain()])])
+    code = "import sys, pathlib, agentgym.parquet as one; print(len(one.read_rows(pathlib.Path(sys.argv[1]))))"
+
+    def read(_: int) -> tuple[int, str, str]:
+        command = [sys.executable, "-c", code, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    # pyarrow's threads, if they read, abort or hang some of the processes only.
+    with ThreadPoolExecutor(4) as many:
+        assert set(many.map(read, range(32))) == {(0, "1\n", "")}
 
 
 def test_a_step_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "memory/resident_mb": ("largest resident memory of the process so far", "it grows without end"),
     "memory/device_mb": ("largest memory allocated on the GPU so far; on a GPU only", ""),
     "eval/pass@*": ("held-out pass@k, and the bounds `_low` and `_high` of its 95% interval", "it falls"),
-    "eval/difficulty_*": ("held-out pass@1 of the tasks of one difficulty", ""),
+    "eval/difficulty_*": ("held-out pass@1 of the tasks of one difficulty, or of one band", ""),
     "eval/unscored": ("held-out attempts without a verdict", "above 0"),
     "eval/turns": ("mean turns per held-out attempt", ""),
 }

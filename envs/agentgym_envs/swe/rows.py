@@ -152,9 +152,10 @@ def _parquet(path: Path) -> Iterator[Placed]:
     except ImportError as error:
         raise MissingExtraError("pyarrow", "train") from error
     try:
-        with path.open("rb") as file:
+        # Threads that read from Python's file object can hang or abort a process that ends soon (apache/arrow#50482).
+        with pyarrow.OSFile(str(path)) as file:
             index = 0
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64):
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64, use_threads=False):
                 for row in batch.to_pylist():
                     yield f"{path}[{index}]", row
                     index += 1
