@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from agentgym_trainers.settings import ComputeSettings
-from benchmarks.shared_venv import InstallError, shared_venv
+from benchmarks.shared_venv import InstallError, own_venv, shared_venv
 from benchmarks.trainer_chain import TURN_TOKENS, Chain
 
 TRL = "trl==1.16.0"
@@ -184,10 +184,15 @@ def main(
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
-        peers = {name: install(name, bars) for name in PEERS if peer and (vllm or name == "TRL")}
+        python = install("ours", own_venv, ROOT, "train", bars=bars)
+        peers = {
+            name: install(name, shared_venv, *packages, without=UNWANTED, beside=python, bars=bars)
+            for name, packages in PEERS.items()
+            if peer and (vllm or name == "TRL")
+        }
         begin = warm or Path(folder) / "warm"
         bar = bars.add_task("warm start", total=1 + len(speeds) * (len(OURS) + len(peers)) + len(OURS))
-        begun = warm_start(begin, chosen, threads)
+        begun = warm_start(python, begin, chosen, threads)
         bars.advance(bar)
         for speed in [*speeds, "heavy"]:
             asked = {**budget, "model": str(begin / "model"), "latency": speed}
@@ -197,14 +202,14 @@ def main(
                 allowed = 3 if speed == "heavy" and staleness else staleness
                 fewest = 1 + allowed + 4
                 answer = ours(
-                    {**asked, "max_staleness": allowed, "fewest": fewest, "compute": compute, "engine": engine}
+                    python, {**asked, "max_staleness": allowed, "fewest": fewest, "compute": compute, "engine": engine}
                 )
                 systems[name] = Figures(answer["steps"], answer["peak_mb"], skip=1 + allowed)
                 bars.advance(bar)
-            for name, python in peers.items() if speed != "heavy" else ():
+            for name, theirs_python in peers.items() if speed != "heavy" else ():
                 bars.update(bar, description=f"{name}, tools {speed}")
                 mode = {"vllm": name != "TRL", "fewest": 2 if quick else 4, "rows": ROWS}
-                answer = theirs(python, {**asked, **room, **mode})
+                answer = theirs(theirs_python, {**asked, **room, **mode})
                 systems[name] = Figures(answer["steps"], answer["peak_mb"], skip=1)
                 bars.advance(bar)
             found[speed] = systems
@@ -217,7 +222,7 @@ def main(
         json_file.write_text(json.dumps({"warm": begun, "compute": compute, "found": plain}, indent=1) + "\n")
 
 
-def warm_start(folder: Path, model: Model, threads: int) -> dict[str, Any]:
+def warm_start(python: Path, folder: Path, model: Model, threads: int) -> dict[str, Any]:
     """Imitate demonstrations, unless that was done into this folder before.
 
     Raises:
@@ -232,14 +237,14 @@ def warm_start(folder: Path, model: Model, threads: int) -> dict[str, Any]:
                 "name a new folder with --warm"
             )
         return kept
-    made = ours({**wanted, "threads": threads, "model": str(folder / "model")}) | wanted
+    made = ours(python, {**wanted, "threads": threads, "model": str(folder / "model")}) | wanted
     told.write_text(json.dumps(made))
     return made
 
 
-def ours(asked: Mapping[str, Any]) -> dict[str, Any]:
+def ours(python: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Ask our worker."""
-    return ask([sys.executable, "-m", "benchmarks.workers.trainer_ours"], asked)
+    return ask([str(python), "-m", "benchmarks.workers.trainer_ours"], asked)
 
 
 def theirs(python: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,11 +276,11 @@ def ask(command: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def install(name: str, bars: Progress) -> Path:
-    """Make a peer's virtual environment, once; PyTorch and transformers are this environment's own where they fit."""
+def install(name: str, make: Callable[..., Path], *asked: Any, bars: Progress, **named: Any) -> Path:
+    """Make a system's virtual environment, once, in which nothing is that it does not need; return its Python."""
     task = bars.add_task(f"installing {name}", total=None)
     try:
-        return shared_venv(*PEERS[name], without=UNWANTED if len(PEERS[name]) > 1 else ())
+        return make(*asked, **named)
     except InstallError as error:
         raise BenchmarkError(str(error)) from error
     finally:

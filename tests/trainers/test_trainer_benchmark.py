@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def test_a_warm_start_is_used_again_for_its_own_model_and_episodes_alone(tmp_pat
     small, large = MODELS["0.5M"], MODELS["25M"]
     kept = {"reward": 0.4, "parameters": 1, **asdict(small)}
     (tmp_path / "warm.json").write_text(json.dumps(kept))
-    assert warm_start(tmp_path, small, threads=1) == kept
+    assert warm_start(Path(sys.executable), tmp_path, small, threads=1) == kept
     for model in (large, replace(small, steps=299), replace(small, operators=3)):
         with pytest.raises(BenchmarkError, match=rf"warm start by {model.steps} steps .* new folder with --warm"):
-            warm_start(tmp_path, model, threads=1)
+            warm_start(Path(sys.executable), tmp_path, model, threads=1)
 
 
 def test_expressions_are_told_operation_by_operation() -> None:
