@@ -11,12 +11,14 @@ from engine_contract import contract_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.engines.branches import Branch
 from agentgym_trainers.engines.continuous import ContinuousBatch
 from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, Row
+from agentgym_trainers.engines.slots import SlotLayer
 
 MODEL = contract_model(tied=True)
 PROMPTS = ([5, 6, 7, 8, 5, 6], [9, 3], [9, 3, 4])
@@ -209,3 +211,75 @@ def test_the_cache_has_rows_for_branches_and_not_for_all_who_share_them() -> Non
         done |= dict(batch.tick([], 0))
     alone = [next(iter(_run([[one]], 0).values())).ids for one in _alike(12, temperature=1)]
     assert [done[one].ids for one in requests] == alone
+
+
+def test_rows_that_part_without_room_fail_and_the_batch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = SlotLayer._resize
+
+    def limited(layer: SlotLayer, rows: int, columns: int) -> None:
+        if rows > 4:
+            raise MemoryError("not that much")
+        resize(layer, rows, columns)
+
+    monkeypatch.setattr(SlotLayer, "_resize", limited)
+    batch = ContinuousBatch(MODEL, PrefixStore(0))
+    ended = Request("ended", list(PROMPTS[0]), Sampling(max_tokens=1, temperature=0, seed=1), frozenset())
+    together = _alike(12, temperature=1)
+    done = dict(batch.tick([*together, ended], 0))
+    assert isinstance(done[ended], Generation)
+    assert [str(done[one]) for one in together] == ["the model failed on a batch of 12: not that much"] * 12
+    assert not batch.rows
+    (later,) = _alike(1, temperature=0)
+    made: dict[Request, Any] = dict(batch.tick([later], 0))
+    while batch.rows:
+        made |= dict(batch.tick([], 0))
+    (alone,) = _run([_alike(1, temperature=0)], 0).values()
+    assert made[later].ids == alone.ids
+
+
+def test_nobody_begins_with_what_other_weights_computed_for_a_request_just_dropped() -> None:
+    torch.manual_seed(1)
+    model, prefixes = contract_model(tied=True), PrefixStore(1 << 20)
+    batch = ContinuousBatch(model, prefixes)
+    prompt = [*PROMPTS[0], *range(20, 40)]
+    for name in "ab":
+        prefixes.open(name)
+    dropped = Request("a", prompt, Sampling(max_tokens=9, seed=1), frozenset())
+    batch.tick([dropped], 0)
+    dropped.aborted = dropped.forgotten = True  # and nobody waits any more: the engine takes new weights
+    with torch.no_grad():
+        for one in model.parameters():
+            one += 0.3 * torch.randn_like(one)
+    later = Request("b", prompt, Sampling(max_tokens=3, seed=1), frozenset())
+    made: dict[Request, Any] = dict(batch.tick([later], 1))
+    while batch.rows:
+        made |= dict(batch.tick([], 1))
+    fresh = ContinuousBatch(model, PrefixStore(0))
+    again = Request("c", prompt, later.sampling, frozenset())
+    expected: dict[Request, Any] = dict(fresh.tick([again], 1))
+    while fresh.rows:
+        expected |= dict(fresh.tick([], 1))
+    assert made[later].ids == expected[again].ids
+    assert made[later].logprobs == pytest.approx(expected[again].logprobs, abs=1e-4)
+
+
+def test_a_context_without_numbers_spreads_to_nobody_who_joins_later_and_costs_no_memory_of_its_session() -> None:
+    model, prefixes = contract_model(tied=False), PrefixStore(1 << 20)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[50] = torch.nan
+    batch = ContinuousBatch(model, prefixes)
+    prefixes.open("broken")
+    long = Request("long", list(range(20, 45)), Sampling(max_tokens=20, seed=1), frozenset({50}))
+    said = Request("broken", [1, 2, 3], Sampling(max_tokens=2, seed=1), frozenset())
+    done = dict(batch.tick([long, said], 0))
+    while said not in done:
+        done |= dict(batch.tick([], 0))
+    broken = Request("broken", [1, 2, 3, *done[said].ids, *range(5, 20), 50], said.sampling, frozenset())
+    short = Request("short", [9, 3], Sampling(max_tokens=2, seed=1), frozenset({50}))
+    done |= dict(batch.tick([broken], 0))
+    assert isinstance(done[broken], InfrastructureError)
+    assert prefixes.has("broken")
+    done |= dict(batch.tick([short], 0))
+    while batch.rows:
+        done |= dict(batch.tick([], 0))
+    assert all(isinstance(done[one], Generation) for one in (long, short))

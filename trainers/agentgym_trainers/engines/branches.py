@@ -38,6 +38,11 @@ class Branch:
         return self.rows[0].context
 
     @property
+    def session(self) -> str:
+        """Whose remembered tokens it begins with, of its rows'."""
+        return self.rows[0].request.session
+
+    @property
     def length(self) -> int:
         """Tokens whose keys and values are in the cache: all but the last."""
         return self.rows[0].length

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agentgym.errors import InfrastructureError
@@ -71,6 +72,7 @@ class ContinuousBatch:
         self._draft_tokens = draft_tokens
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._plain: bool | None = None
+        self._version: int | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -83,13 +85,14 @@ class ContinuousBatch:
         A request whose prompt cannot be computed fails alone; where the batch fails, so do all of its rows.
         """
         with torch.inference_mode():
-            done = self._join([Row.of(request) for request in joining], version)
+            done = self._forget_other_weights(version)
+            done += self._join([Row.of(request) for request in joining], version)
             done += self._settle(version)
             if self._branches:
                 try:
                     self._decode(version)
                 except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
-                    return done + self._fail(error)
+                    return done + self._fail(error, self.rows)
             return done + self._settle(version)
 
     def restart(self, version: int) -> list[Result]:
@@ -98,6 +101,7 @@ class ContinuousBatch:
         Nothing that old weights computed stays behind, not even where it is masked: not a number would spread.
         """
         self._prefixes.clear()
+        self._version = version
         with torch.inference_mode():
             rows, self._branches = self.rows, []
             self._cache.clear()
@@ -115,10 +119,22 @@ class ContinuousBatch:
         if not self._branches:
             self._cache.clear()
 
+    def _forget_other_weights(self, version: int) -> list[Result]:
+        """Drop what weights computed that changed while nobody waited: a row just then dropped may still be here."""
+        if version == self._version:
+            return []
+        self._version = version
+        done = self._settle(version)
+        self._prefixes.clear()
+        return done
+
     def _join(self, rows: list[Row], version: int) -> list[Result]:
         """Compute contexts that nobody has computed yet, shortest first; rows with one context share the work."""
         branches = Branch.all_of(rows)
-        found = {one: self._find(one) for one in branches}
+        running = {}
+        if not all(self._prefixes.has(one.session) for one in branches):
+            running = {one: np.asarray(one.context[:-1]) for one in self._branches}
+        found = {one: self._find(one, running) for one in branches}
         new = {one: 1 + one.length - (known.length if known else 0) for one, known in found.items()}
         failed: list[Result] = []
         parts = _portions(sorted(branches, key=lambda one: new[one]), new, self._prefill_tokens)
@@ -131,7 +147,9 @@ class ContinuousBatch:
                 self._make_room(branches if together and index == 0 else part)
                 self._prefill(part, found, version)
             except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
-                if not self._branches:
+                if self._branches:
+                    self._cache.wipe(len(self._branches))  # not a number would spread to whoever joins next
+                else:
                     self._cache.clear()
                 failed += _failures(joining, error)
         return failed
@@ -141,18 +159,18 @@ class ContinuousBatch:
         everybody = [*self._branches, *joining]
         self._cache.fit(len(everybody) - min(gaps, len(joining)), max(_room(one) for one in everybody))
 
-    def _find(self, branch: Branch) -> _Beginning | None:
+    def _find(self, branch: Branch, running: Mapping[Branch, NDArray[np.int64]]) -> _Beginning | None:
         """Return the longest known beginning of a context; whoever has none of its own may take any other's."""
-        session = branch.rows[0].request.session
-        known = self._prefixes.find(session, branch.context)
+        known = self._prefixes.find(branch.session, branch.context)
         best = _Beginning(*known) if known else None
-        if self._branches and not self._prefixes.has(session):
+        if running and not self._prefixes.has(branch.session):
             wanted = np.asarray(branch.context[:-1])
-            lengths = [common(np.asarray(one.context[:-1]), wanted) for one in self._branches]
-            more = max(lengths) - (best.length if best else 0)
+            lengths = {one: common(computed, wanted) for one, computed in running.items()}
+            longest = max(lengths, key=lambda one: lengths[one])
+            more = lengths[longest] - (best.length if best else 0)
             if more > 0:
                 self._prefixes.hits += more
-                return _Beginning(self._branches[int(np.argmax(lengths))], max(lengths))
+                return _Beginning(longest, lengths[longest])
         return best
 
     def _prefill(self, joining: Sequence[Branch], found: dict[Branch, _Beginning | None], version: int) -> None:
@@ -171,10 +189,11 @@ class ContinuousBatch:
         logits_BV = self._compute(start, new, known, last=True)
         for branch in joining:
             branch.drafter = Drafter(branch.context, self._draft_tokens) if self._draft_tokens else None
-            for row in branch.rows:
-                self._prefixes.let_go(row.request.session)
         draw_branches(logits_BV, joining, version)
         self._branches += joining
+        for branch in joining:
+            for row in branch.rows:
+                self._prefixes.let_go(row.request.session)
 
     def _decode(self, version: int) -> None:
         each = self._affordable_drafts()
@@ -230,6 +249,14 @@ class ContinuousBatch:
     def _settle(self, version: int) -> list[Result]:
         """Let rows go that are done, give a row of the cache to each branch that has parted from others, close up."""
         done = [one for place in range(len(self._branches)) for one in self._release(place, version)]
+        rows = self.rows
+        try:
+            self._close_up()
+        except Exception as error:  # noqa: BLE001 -- whoever waits must hear of it
+            return done + self._fail(error, rows)
+        return done
+
+    def _close_up(self) -> None:
         gaps = [place for place, branch in enumerate(self._branches) if not branch.rows]
         parted = [(place, other) for place, one in enumerate(self._branches) if one.rows for other in one.part()]
         if parted:
@@ -243,7 +270,6 @@ class ContinuousBatch:
             if last.rows:
                 self._cache.move(len(self._branches), place, last.length)
                 self._branches[place] = last
-        return done
 
     def _release(self, place: int, version: int) -> list[Result]:
         """Take those of a branch's rows out that are done; what they have said alike is remembered once."""
@@ -261,8 +287,8 @@ class ContinuousBatch:
             branch.rows = [row for row in branch.rows if row not in done]
         return [(row.request, row.generation(version)) for row in done]
 
-    def _fail(self, error: Exception) -> list[Result]:
-        rows, self._branches = self.rows, []
+    def _fail(self, error: Exception, rows: Sequence[Row]) -> list[Result]:
+        self._branches = []
         self._cache.clear()
         return _failures(rows, error)
 

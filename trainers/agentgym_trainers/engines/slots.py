@@ -195,6 +195,12 @@ class SlotCache:
             layer.keys[row, :, :length] = keys[:, :length]
             layer.values[row, :, :length] = values[:, :length]
 
+    def wipe(self, start: int) -> None:
+        """Leave nothing of rows from `start` on, not even where it would be masked."""
+        for layer in self._layers:
+            if layer.is_initialized:
+                layer.keys[start:], layer.values[start:] = 0, 0
+
     def clear(self) -> None:
         """Give the memory back."""
         for layer in self._layers:
