@@ -13,7 +13,9 @@ from agentgym.errors import RecipeError, SandboxError, UnknownNameError
 from agentgym.recipe import Recipe, bundled
 from agentgym.run import RunDirectory
 from agentgym_trainers.memory import least_memory, refuse_too_large
+from agentgym_trainers.models import new_config
 from agentgym_trainers.native import NativeTrainer
+from agentgym_trainers.settings import ModelSettings
 
 WRITTEN = sorted(bundled())
 FOR_GPUS = [name for name in WRITTEN if name != "demo"]
@@ -28,10 +30,9 @@ def test_a_bundled_recipe_is_valid_as_written(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_bundled_recipe_trains_a_tiny_model_on_a_cpu(name: str, tmp_path: Path) -> None:
-    packing = Recipe.load(name).trainer_settings().compute.packing
-    # A term for every token, because attempts of a model that knows nothing are all alike and teach nothing.
-    always = "trainer.policy.loss_options.kl_weight=0.01"
-    recipe = Recipe.load(name, [always, f"trainer.compute.packing={packing}"], profile="tiny")
+    written, recipe = Recipe.load(name).trainer_settings(), Recipe.load(name, profile="tiny")
+    tiny = recipe.trainer_settings()
+    assert (tiny.compute.packing, tiny.schedule) == (written.compute.packing, written.schedule)
     backend = registry.create("sandboxes", recipe.sandbox.name)
     try:
         backend.check()
@@ -45,10 +46,16 @@ def test_a_bundled_recipe_trains_a_tiny_model_on_a_cpu(name: str, tmp_path: Path
     assert all(line["rollout/unscored"] == 0 for line in lines if "rollout/unscored" in line)
     assert all(line["rollout/sampled_tokens"] > 0 for line in lines if "rollout/sampled_tokens" in line)
     assert all(line["train/tokens"] > 0 for line in lines if "train/tokens" in line)
+    assert any("train/value_loss" in line for line in lines) == (tiny.critic is not None)
+    assert any("schedule/staleness" in line for line in lines) == (tiny.schedule.max_staleness > 0)
+    assert any(line.get("rollout/groups_guided", 0) > 0 for line in lines) == (recipe.guidance.name != "none")
 
 
-def shape(path: str) -> Qwen2Config:
-    """What the model of a recipe is, by its published configuration."""
+def shape(model: ModelSettings) -> Qwen2Config:
+    """What the model of a recipe is, by its published configuration where it has one."""
+    if model.path is None:
+        return new_config(model, model.vocab_size)
+    path = model.path
     wide = "3B" in path
     assert wide or "1.5B" in path
     return Qwen2Config(
@@ -64,7 +71,7 @@ def test_a_bundled_recipe_fits_the_gpu_that_it_names_and_needs_more_without_reco
     assert named is not None
     room = int(0.85 * int(named[1]) * 10**9)  # the rest is for keys and values
     settings = Recipe.load(name).trainer_settings()
-    model = shape(settings.model.path)
+    model = shape(settings.model)
     refuse_too_large(settings, model, available=room)
     greedy = Recipe.load(name, ["trainer.compute.recompute=false"]).trainer_settings()
     with pytest.raises(RecipeError, match=r"for activations.* set trainer\.compute\.recompute"):
