@@ -271,7 +271,7 @@ def test_a_context_without_numbers_spreads_to_nobody_who_joins_later_and_costs_n
     prefixes.open("broken")
     long = Request("long", list(range(20, 45)), Sampling(max_tokens=20, seed=1), frozenset({50}))
     said = Request("broken", [1, 2, 3], Sampling(max_tokens=2, seed=1), frozenset())
-    done = dict(batch.tick([long, said], 0))
+    done: dict[Request, Any] = dict(batch.tick([long, said], 0))
     while said not in done:
         done |= dict(batch.tick([], 0))
     broken = Request("broken", [1, 2, 3, *done[said].ids, *range(5, 20), 50], said.sampling, frozenset())
