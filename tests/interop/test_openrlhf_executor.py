@@ -333,7 +333,7 @@ def test_a_template_that_rewrites_thoughts_is_refused_with_the_way_out() -> None
     recipe = exercises()
     row = training_row(recipe, recipe.prepare().train[0].id)
     tokenizer = tokenizer_with(QWEN3, "<|im_end|>")
-    with pytest.raises(RecipeError, match=r"rewrites earlier thoughts.*thinking: keep"):
+    with pytest.raises(RecipeError, match=r"rewrites earlier turns.*thinking: keep"):
         asyncio.run(ask(RecipeExecutor(settings(recipe)), row, PlayerWorker(Player(CHAT)), tokenizer))
 
 

@@ -445,6 +445,8 @@ def test_a_template_that_changes_a_tools_schema_which_needs_care_is_refused() ->
         ),
         pytest.param(OPEN_ENDED, "wanted a control token after an assistant message", id="no-end-token"),
         pytest.param(REFUSES, "'Qwen2Tokenizer' refuses a conversation: only in the browser", id="refuses"),
+        pytest.param("{{ messages[0].content.split('') }}", "refuses a conversation: empty separator", id="raises"),
+        pytest.param(TWICE, "repeats or reorders a message", id="doubles-questions"),
     ],
 )
 def test_an_unsuitable_template_is_refused_in_one_sentence(template: str | None, reason: str) -> None:
@@ -456,15 +458,15 @@ def test_an_unsuitable_template_is_refused_in_one_sentence(template: str | None,
     ("template", "reason"),
     [
         pytest.param(FORGETS, "'be good' is out of place", id="forgets"),
-        pytest.param(TWICE, "repeats or reorders a message", id="twice"),
-        pytest.param(TWICE.replace("'user'", "'system'"), "repeats or reorders a message", id="twice-before-another"),
+        pytest.param(TWICE.replace("'user'", "'system'"), "repeats or reorders a message", id="twice"),
         pytest.param(LAST, "repeats or reorders a message", id="reorders"),
     ],
 )
 def test_a_message_that_the_template_does_not_show_once_is_refused(template: str, reason: str) -> None:
-    chat = ChatFormat(tokenizer_with(template))
     with pytest.raises(ChatFormatError, match=reason):
-        chat.prompt([Message(role="system", content="be good"), Message(role="user", content="hi")])
+        ChatFormat(tokenizer_with(template)).prompt(
+            [Message(role="system", content="be good"), Message(role="user", content="hi")]
+        )
 
 
 def test_templates_by_name_are_read_like_single_ones() -> None:

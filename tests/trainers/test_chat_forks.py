@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_templates import FAMILIES, tokenizer_of
+from chat_templates import FAMILIES, MISTRAL, PLAIN, tokenizer_of, tokenizer_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,7 +166,8 @@ def test_no_observation_adds_a_control_token_on_any_turn(family: str, script: li
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2.5", "qwen3", "llama3", "gemma", "deepseek", "deepseek-r1", "gemma/never", "gemma/first"]
+    "family",
+    ["qwen2.5", "qwen3", "llama3", "mistral", "gemma", "deepseek", "deepseek-r1", "gemma/never", "gemma/first"],
 )
 @settings(deadline=None, max_examples=60)
 @given(
@@ -184,17 +185,52 @@ def test_every_turn_reads_what_the_template_makes_of_the_conversation(
     history: list[dict[str, Any]] = [QUESTION.openai()]
     wanted, says, seen = [], [], []
     for thought, answer, roles in script:
-        wanted.append(chat.tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True))
+        wanted.append(
+            chat.tokenizer.apply_chat_template(history, tools=[TOOL], tokenize=False, add_generation_prompt=True)
+        )
         says_text = answer
         if thinks and (thought is not None or chat.opens_thought):
             says_text = f"<think>\n{thought or 'hm'}\n</think>\n\n{answer}"
         says.append(chat.answer(says_text.removeprefix(chat.template.opener)))
-        roles = ["user"] if family.startswith("gemma") else roles
+        roles = ["user"] if family.startswith(("gemma", "mistral")) else roles
         seen.append([Message(role=role, content=f"seen {answer}") for role in roles])  # type: ignore[arg-type]
         history += [{"role": "assistant", "content": says_text}, *(one.openai() for one in seen[-1])]
-    _, read, _ = play(chat, says, seen)
+    _, read, _ = play(chat, says, seen, (TOOL,))
     found = [chat.tokenizer.decode(ids) for ids in read]
     assert found == wanted
+
+
+def test_only_conversations_with_tools_fork_where_the_template_moves_them() -> None:
+    moving = format_of("mistral")
+    assert moving.conversation() is None
+    assert moving.conversation([TOOL]) is not None
+    assert format_of("mistral", "keep").conversation([TOOL]) is None
+    for family in PLAIN:
+        assert (format_of(family).conversation([TOOL]) is None) == (family != "mistral")
+
+
+def test_a_conversation_that_the_template_refuses_goes_on_by_suffixes() -> None:
+    chat = format_of("mistral")
+    says = [chat.answer(one) for one in "abcd"]
+    seen = [[Message(role=role, content="ok")] for role in ("tool", "tool", "user", "user")]
+    buffer, read, _ = play(chat, says, seen, (TOOL,))
+    assert len(buffer.rows()) == 1
+    assert "[AVAILABLE_TOOLS]" in chat.tokenizer.decode(read[0])
+    for before, said, after in zip(read, says, read[1:], strict=False):
+        assert after[: len(before) + len(said)] == before + said
+
+
+def test_what_the_template_leaves_out_later_stays_where_it_was_read() -> None:
+    says = "[INST]{{ message.content }}"
+    moves = "[INST]{{ messages[0].content if loop.last and messages[0].role == 'system' }}{{ message.content }}"
+    template = MISTRAL.replace(says, moves).replace("{{ raise_exception('no such role') }}", "")
+    chat = ChatFormat(tokenizer_with(template, "</s>"))
+    conversation = chat.conversation([TOOL])
+    assert conversation is not None
+    assert conversation.heard([Message(role="system", content="Be exact."), QUESTION]) is not None
+    for role in ("tool", "user"):
+        conversation.said(chat.answer("a"))
+        assert conversation.heard([Message(role=role, content="ok")]) is None
 
 
 def test_a_thought_stays_while_tools_answer_and_goes_when_the_user_speaks() -> None:

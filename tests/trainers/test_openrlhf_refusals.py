@@ -149,7 +149,7 @@ def test_where_openrlhf_is_not_installed_training_says_so(tmp_path: Path) -> Non
     assert sys.modules.get("openrlhf") is None
 
 
-REWRITES = r"^the chat template of '{}' rewrites earlier thoughts, so that .*; say trainer\.chat\.thinking: keep$"
+REWRITES = r"^the chat template of '{}' rewrites earlier turns, so that .*; say trainer\.chat\.thinking: keep$"
 
 
 def thinker(folder: Path) -> Path:
@@ -184,7 +184,7 @@ def test_a_dry_run_on_the_command_line_refuses_a_template_that_rewrites_thoughts
     few = ("environment.options.count=30", "tasks.train=4", "tasks.test=1", "sandbox={name: process}")
     told = shell("train", *words, *few, "--run", "planned")
     assert told.returncode == 2, told
-    assert "rewrites earlier thoughts" in " ".join(told.stderr.split())
+    assert "rewrites earlier turns" in " ".join(told.stderr.split())
 
 
 def test_a_dry_run_says_that_a_template_is_not_on_this_machine(tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
-from agentgym.errors import UnknownNameError
+from agentgym.errors import RecipeError, UnknownNameError
 from agentgym.policy import ToolSchema
 from agentgym.tokens import TokenKind
 from agentgym.toolcalls import FORMATS, detect_format
 from agentgym.types import Message
-from agentgym_trainers.chat_checks import check_prefixes, strips_thoughts
+from agentgym_trainers.chat_checks import check_prefixes, moves_tools, strips_thoughts
 from agentgym_trainers.chat_history import Conversation
 from agentgym_trainers.chat_marks import THOUGHT_END, Content, Piece, mark
 from agentgym_trainers.chat_quotes import TemplateEncoder
@@ -32,7 +33,7 @@ class ChatFormat:
     The template is rendered with a marker in place of each content and split at the markers: what the template
     itself writes is encoded with control tokens, contents are encoded as text, each apart from its neighbours.
     What a policy says is never re-rendered where the template keeps it. Templates of thinking models drop earlier
-    thoughts: then the conversation forks, and its rewritten context is read anew.
+    thoughts, and some move the tools: then the conversation forks, and its rewritten context is read anew.
     """
 
     def __init__(
@@ -43,19 +44,19 @@ class ChatFormat:
         calls: str | None = None,
         stop_ids: Sequence[int] = (),
     ) -> None:
-        """Learn the end-of-turn tokens and check that the template preserves prefixes.
+        """Learn the end-of-turn tokens and check that the template shows a question once and preserves prefixes.
 
         Args:
             tokenizer: a fast transformers tokenizer with a chat template.
-            thinking: where the template changes or drops earlier thoughts, either `fork`, so that the model reads what
-                the template says, or `keep` them in one append-only context, which is cheaper and not what it was
-                trained on.
+            thinking: where the template changes or drops earlier thoughts, or moves the tools, either `fork`, so that
+                the model reads what the template says, or `keep` them in one append-only context, which is cheaper and
+                not what it was trained on.
             calls: how the model writes tool calls, one of `agentgym.toolcalls.FORMATS`; None asks the template.
             stop_ids: tokens that end a turn beside those of the template and the tokenizer, as the model's
                 `generation_config` has them.
 
         Raises:
-            ChatFormatError: there is no template, or it rewrites history.
+            ChatFormatError: there is no template, or it rewrites history, or shows a question not once.
             UnknownNameError: there is no such format of tool calls.
         """
         if calls is not None and calls not in FORMATS:
@@ -80,15 +81,21 @@ class ChatFormat:
             if (one.special or number in self.stop_ids) and not SYNTAX.fullmatch(one.content)
         }
         self._forks = thinking == "fork" and strips_thoughts(self.template)
+        self._forks_with_tools = self._forks or (thinking == "fork" and moves_tools(self.template))
+        self.prompt([Message(role="user", content="question")])
+        self._proven = False  # environments open in ways of their own
 
     def conversation(self, tools: Sequence[ToolSchema] = ()) -> Conversation | None:
         """Return what follows an episode where the template may rewrite it; None where suffixes always do."""
-        return Conversation(self, tools) if self._forks else None
+        return Conversation(self, tools) if (self._forks_with_tools if tools else self._forks) else None
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[Piece]:
         """Return the pieces of a conversation's start, ready for the assistant to speak."""
         shown, contents = mark(messages, self)
-        return self.pieces(self.template.render(shown, self.encode_template.quoted(tools), generate=True), contents)
+        rendered = self.template.render(shown, self.encode_template.quoted(tools), generate=True)
+        pieces = self.pieces(rendered, contents)
+        self._proven = True
+        return pieces
 
     def suffix(
         self, new_messages: Sequence[Message], *, ended: bool = True, generate: bool = True, stop_id: int | None = None
@@ -172,6 +179,29 @@ class ChatFormat:
             raise self._repeats()
         pieces.append((self.encode_template(rendered, after=last), TokenKind.OBSERVATION))
         return [piece for piece in pieces if piece[0]]
+
+    @contextmanager
+    def blamed(self, messages: Sequence[Message], *, begins: bool) -> Iterator[None]:
+        """Tell an error that lies in the template, whatever these messages say, as the recipe's: it ends the run.
+
+        Args:
+            messages: what is being rendered.
+            begins: they are a prompt, and not what follows an answer.
+
+        Raises:
+            RecipeError: no prompt was shown yet, or a message of such a role never is after an answer.
+        """
+        try:
+            yield
+        except ChatFormatError as error:
+            if begins and not self._proven:
+                raise RecipeError(str(error)) from error
+            for role in () if begins else dict.fromkeys(one.role for one in messages):
+                try:
+                    self.suffix([Message(role=role, content="observation")])
+                except ChatFormatError as always:
+                    raise RecipeError(str(always)) from error
+            raise
 
     def _repeats(self) -> ChatFormatError:
         return ChatFormatError(

@@ -9,6 +9,7 @@ from agentgym.policy import ToolSchema
 from agentgym.types import Message
 from agentgym_trainers.chat_marks import Content, Piece, Said, mark
 from agentgym_trainers.chat_template import Shown
+from agentgym_trainers.chat_text import ChatFormatError
 
 if TYPE_CHECKING:
     from agentgym_trainers.chat import ChatFormat
@@ -29,13 +30,19 @@ class Conversation:
 
         Returns:
             The whole context in pieces if the template changes anything that the policy has read or said before;
-            None if a suffix will do.
+            None if a suffix will do, or has to, where the template refuses such a conversation or leaves messages out.
         """
         shown, contents = mark(messages, self._chat, len(self._contents))
         self._shown += shown
         self._contents += contents
-        before, self._read = self._read, self._chat.template.render(self._shown, self._tools, generate=True)
-        return None if before and self._read.startswith(before) else self._chat.pieces(self._read, self._contents)
+        try:
+            rendered = self._chat.template.render(self._shown, self._tools, generate=True)
+            grew = self._read != "" and rendered.startswith(self._read)
+            pieces = None if grew else self._chat.pieces(rendered, self._contents)
+        except ChatFormatError:  # Mistral's takes no answer to a tool's answer, and moves the system message too
+            return None
+        self._read = rendered
+        return pieces
 
     def said(self, ids: Sequence[int]) -> None:
         """Take in what was sampled."""

@@ -24,6 +24,8 @@ QUESTION: Shown = {"role": "user", "content": "question"}
 _STAND_INS = {"tool_call_id": "agentgym0", "name": "unknown"}  # Mistral's templates want nine letters or digits
 _PROBE = 'a"b\nc'
 _REMEMBERED = 256
+_FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template's own methods and filters raise, such as `split` with nothing to split at."""
 _OPENER = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
@@ -88,7 +90,7 @@ class Template:
             rendered: str = self._tokenizer.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=generate
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, *_FAULTS) as error:
             reason = " ".join(str(error).split())
             raise ChatFormatError(
                 f"the chat template of {self.name!r} refuses a conversation: {reason}; choose another template"

@@ -53,9 +53,13 @@ class TokenSession:
         Raises:
             BudgetExceeded: there is no room for another turn; the messages were then not appended.
             InfrastructureError: the engine aborted the turn, so that nobody knows what would have been said.
+            RecipeError: the chat template cannot show such messages, whatever they say.
+            ChatFormatError: it cannot show these.
         """
-        policy, rewritten = self._policy, self._rewritten(new_messages)
-        pieces = rewritten or self._render(new_messages, generate=True)
+        policy = self._policy
+        with policy.chat.blamed(new_messages, begins=self._turn == 0):
+            rewritten = self._rewritten(new_messages)
+            pieces = rewritten or self._render(new_messages, generate=True)
         limit = self._room(sum(len(ids) for ids, _ in pieces), 0 if rewritten else len(self._buffer.context))
         if rewritten:
             self._buffer.fork()
@@ -75,7 +79,9 @@ class TokenSession:
 
     def observe(self, new_messages: Sequence[Message]) -> None:
         """Append the last observation of an episode that has ended."""
-        self._append(self._render(new_messages, generate=False))
+        with self._policy.chat.blamed(new_messages, begins=self._turn == 0):
+            pieces = self._render(new_messages, generate=False)
+        self._append(pieces)
 
     def close(self) -> None:
         """Release the engine's session."""

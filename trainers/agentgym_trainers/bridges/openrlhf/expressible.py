@@ -8,6 +8,7 @@ from agentgym.errors import RecipeError
 from agentgym.learnable import Learnable
 from agentgym.recipe import Prepared
 from agentgym_trainers.chat import ChatFormat
+from agentgym_trainers.chat_checks import TOOL
 from agentgym_trainers.settings import ChatSettings, TrainerSettings
 
 
@@ -61,16 +62,16 @@ def chat_format(tokenizer: Any, settings: ChatSettings) -> ChatFormat:
     """Return how messages become tokens, under which an attempt is one row.
 
     Raises:
-        RecipeError: the template drops earlier thoughts and the recipe follows it.
+        RecipeError: the template drops earlier thoughts or moves the tools, and the recipe follows it.
         ChatFormatError: there is no template, or none that can be used.
     """
     from agentgym_trainers.models import saved_stop_ids
 
     stop_ids = saved_stop_ids(tokenizer.name_or_path)
     chat = ChatFormat(tokenizer, thinking=settings.thinking, calls=settings.calls, stop_ids=stop_ids)
-    if chat.conversation() is not None:
+    if chat.conversation([TOOL]) is not None:
         raise RecipeError(
-            f"the chat template of {chat.template.name!r} rewrites earlier thoughts, so that an attempt has several "
+            f"the chat template of {chat.template.name!r} rewrites earlier turns, so that an attempt has several "
             "rows, and OpenRLHF takes one; say trainer.chat.thinking: keep"
         )
     return chat

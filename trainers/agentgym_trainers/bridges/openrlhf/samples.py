@@ -93,7 +93,7 @@ def training_sample(one: Trajectory | None, price: Price, filler: Sequence[int],
     context = train_context(one) if one is not None else TokenBuffer()
     if context.forks:
         raise RecipeError(
-            "the chat template rewrites earlier thoughts, so that an attempt has several rows, and OpenRLHF takes one; "
+            "the chat template rewrites earlier turns, so that an attempt has several rows, and OpenRLHF takes one; "
             "say trainer.chat.thinking: keep"
         )
     if not price.keep or not context.sampled_count:
