@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from token_rows import ADVANTAGE, BATCH, BUFFERS, ON_POLICY
+from transformers import Qwen2ForSequenceClassification, Qwen2Model
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.critic import Critic, refuse_other_vocabulary, value_loss
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
-from agentgym_trainers.models import export, new_model
+from agentgym_trainers.lora import add_lora
+from agentgym_trainers.models import export, load_model, new_model
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.settings import (
     ComputeSettings,
     CriticSettings,
+    LoraSettings,
     ModelSettings,
     OptimSettings,
     PolicySettings,
@@ -156,6 +160,51 @@ def test_a_critic_of_its_own_can_be_any_model_with_the_same_tokenizer(tiny: Tiny
         Critic.of(CriticSettings(path=str(tmp_path / "other")), tiny[0])
 
 
+@pytest.mark.parametrize("family", [Qwen2Model, Qwen2ForSequenceClassification])
+def test_a_critic_needs_no_head_where_it_is_loaded_from_but_its_whole_trunk(
+    tiny: Tiny, tmp_path: Path, family: Any
+) -> None:
+    shape = copy.deepcopy(tiny[0].config)
+    shape.tie_word_embeddings, shape.pad_token_id = False, 0
+    torch.manual_seed(2)
+    saved = family(shape)
+    saved.save_pretrained(tmp_path)
+    tiny[1].tokenizer.save_pretrained(tmp_path)
+    critic = Critic.of(CriticSettings(path=str(tmp_path)), tiny[0])
+    assert critic.trunk is not None
+    wanted = dict(saved.base_model.named_parameters())
+    assert all(torch.equal(one, wanted[name]) for name, one in critic.trunk.named_parameters())
+    with pytest.raises(RecipeError, match=r"its files lack 1 of \d\d weights, lm_head\.weight first"):
+        load_model(tmp_path, "cpu")
+    changed = {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(RecipeError, match=r"its files lack 12 of \d\d weights, model\.layers\.2\."):
+        Critic.of(CriticSettings(path=str(tmp_path)), tiny[0])
+
+
+def test_a_critic_that_copies_a_policy_with_adapters_trains_its_own_and_a_head(tiny: Tiny) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    model = copy.deepcopy(tiny[0])
+    add_lora(model, LoraSettings(rank=4), seed=0)
+    one = Learner(model, ComputeSettings())
+    one.begin(OptimSettings(lr=1e-3), 10, critic=CriticSettings(), critic_steps=10)
+    critic = one.critic
+    assert critic is not None
+    before = {name: weight.detach().clone() for name, weight in critic.named_parameters()}
+    trained = {name for name, weight in critic.named_parameters() if weight.requires_grad}
+    adapters = {name for name in before if ".lora_" in name}
+    assert len(adapters) == 2 * 2 * 7  # two factors for each of seven products in either layer
+    assert trained == {*adapters, "head.weight", "head.bias"}
+    policys = {weight.data_ptr() for weight in model.parameters()}
+    assert policys.isdisjoint(weight.data_ptr() for weight in critic.parameters())
+    error = value_error(one)
+    for _ in range(3):  # the head moves at once, then what it reads, then what that product is made of
+        step(one)
+    assert {name for name, weight in critic.named_parameters() if not torch.equal(weight, before[name])} == trained
+    assert value_error(one) < error
+
+
 def test_a_critic_that_reads_tokens_as_others_is_refused(lab: Any, tiny: Tiny, tmp_path: Path) -> None:
     model, chat = tiny
     export(model, chat.tokenizer, tmp_path / "same")
@@ -196,8 +245,12 @@ PPO: dict[str, Any] = {
 }
 
 
-def test_a_resumed_ppo_run_ends_with_the_same_weights_critic_and_all(lab: Any) -> None:
-    run = lab.train(trainer=PPO, tasks={"train": 60, "test": 4})
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["whole", "adapters"])
+def test_a_resumed_ppo_run_ends_with_the_same_weights_critic_and_all(lab: Any, lora: dict[str, Any] | None) -> None:
+    if lora:
+        pytest.importorskip("peft", reason="peft is not installed")
+    chosen = {**PPO, "lora": lora}
+    run = lab.train(trainer=chosen, tasks={"train": 60, "test": 4})
     last = max(run.checkpoints.glob("step-*"))
     whole, lines = load_file(last / "model" / "model.safetensors"), lab.column(run, "train/value_loss")
     state = torch.load(last / "state.pt", weights_only=True)["learner"]
@@ -205,13 +258,14 @@ def test_a_resumed_ppo_run_ends_with_the_same_weights_critic_and_all(lab: Any) -
     assert len(lines) == 4
     assert len(lab.column(run, "train/loss")) == 3  # the first step warmed the critic up
     shutil.rmtree(last)
-    recipe = lab.recipe(trainer=PPO, tasks={"train": 60, "test": 4})
+    recipe = lab.recipe(trainer=chosen, tasks={"train": 60, "test": 4})
     NativeTrainer().train(recipe.prepare(), run, resume=True)
     again = torch.load(last / "state.pt", weights_only=True)["learner"]
     resumed = load_file(last / "model" / "model.safetensors")
     assert all(torch.equal(one, resumed[name]) for name, one in whole.items())
     critic = state["critic"]["critic"]
     assert any(name.startswith("trunk.") for name in critic)
+    assert any(".lora_" in name for name in critic) is bool(lora)
     assert all(torch.equal(one, again["critic"]["critic"][name]) for name, one in critic.items())
     assert lab.column(run, "train/value_loss") == lines
 

@@ -24,13 +24,13 @@ from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import refuse_too_large
 from agentgym_trainers.models import (
+    chat_of,
     load_config,
     load_model,
     longest_context,
     new_config,
     new_model,
     refuse_longer,
-    stop_ids_of,
 )
 from agentgym_trainers.native import Progress
 from agentgym_trainers.policy import TokenPolicy
@@ -151,8 +151,7 @@ async def build(
         model, tokenizer = new_model(model_settings, corpus, derive_seed(seed, "model"), compute.device)
     if settings.lora is not None:
         add_lora(model, settings.lora, derive_seed(seed, "lora"))
-    said = settings.chat
-    chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls, stop_ids=stop_ids_of(model))
+    chat = chat_of(model, tokenizer, settings.chat)
     if settings.critic is not None and settings.critic.path is not None:
         refuse_other_vocabulary(settings.critic.path, tokenizer)
     asked = model_settings.context_length

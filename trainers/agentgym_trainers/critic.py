@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agentgym.errors import RecipeError
 from agentgym_trainers.batch import cut
 from agentgym_trainers.gae import ValueTargets
-from agentgym_trainers.models import load_model, load_tokenizer
+from agentgym_trainers.models import load_tokenizer, load_trunk
 from agentgym_trainers.optimizer import Optimizer
 from agentgym_trainers.settings import CriticSettings
 from agentgym_trainers.sharding import load_whole_state, whole_state
@@ -40,7 +40,7 @@ class Critic(nn.Module):
         """Build a recipe's critic for a policy's model, on its device.
 
         Raises:
-            RecipeError: the critic's own model reads fewer token ids than the policy writes.
+            RecipeError: the critic's own model cannot be loaded, or reads fewer token ids than the policy writes.
         """
         trunk: Any = None
         if settings.trunk == "own":
@@ -147,7 +147,7 @@ def refuse_other_vocabulary(path: str, tokenizer: Any) -> None:
 
 
 def _load(path: str, model: Any) -> Any:
-    trunk = load_model(path, str(model.device))[0].base_model
+    trunk = load_trunk(path, str(model.device))
     if trunk.config.vocab_size < model.config.vocab_size:
         raise RecipeError(
             f"the critic {path!r} reads {trunk.config.vocab_size} token ids and the policy writes "

@@ -19,8 +19,9 @@ from transformers import (
 from transformers.utils import logging
 
 from agentgym.errors import RecipeError
+from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.lora import has_lora, merged_state
-from agentgym_trainers.settings import ModelSettings
+from agentgym_trainers.settings import ChatSettings, ModelSettings
 from agentgym_trainers.tokenizer import build_tokenizer
 
 _ALIGNMENT = 64
@@ -63,7 +64,7 @@ def load_config(path: str | Path) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _unloadable(path, error) from error
 
 
@@ -97,7 +98,7 @@ def load_tokenizer(path: str | Path, *, download: bool = True) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=not download)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _unloadable(path, error) from error
 
 
@@ -123,18 +124,88 @@ def load_model(path: str | Path, device: str) -> tuple[Any, Any]:
     """Return the causal language model of a Hugging Face folder or name, in float32, and its tokenizer.
 
     Raises:
-        RecipeError: nothing can be loaded from there.
+        RecipeError: nothing can be loaded from there, or not all weights.
     """
     with without_bars():
         tokenizer = load_tokenizer(path)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise _unloadable(path, error) from error
+        model = _read(path)
+    return _ready(model, device), tokenizer
+
+
+def load_trunk(path: str | Path, device: str) -> Any:
+    """Return the base model of a Hugging Face folder or name, in float32, whatever head it has there, if any.
+
+    Raises:
+        RecipeError: nothing can be loaded from there, or not all weights.
+    """
+    with without_bars():
+        model = _read(path, head=False)
+    return _ready(model.base_model, device)
+
+
+def chat_of(model: Any, tokenizer: Any, settings: ChatSettings) -> ChatFormat:
+    """Return the chat format of a model and its tokenizer.
+
+    Raises:
+        ChatFormatError: the tokenizer's template cannot be used.
+        RecipeError: the model does not read all that is written with it.
+    """
+    chat = ChatFormat(tokenizer, thinking=settings.thinking, calls=settings.calls, stop_ids=stop_ids_of(model))
+    _refuse_unread(model, chat)
+    return chat
+
+
+def _refuse_unread(model: Any, chat: ChatFormat) -> None:
+    """Refuse tokens without an embedding, but for special ones that nobody writes: for padding, or for images."""
+    tokenizer, rows = chat.tokenizer, int(model.get_input_embeddings().weight.shape[0])
+    ends = {*chat.stop_ids, tokenizer.bos_token_id}
+    unwritten = {
+        number
+        for number, one in tokenizer.added_tokens_decoder.items()
+        if one.special and number not in ends and one.content not in chat.template.source
+    }
+    names = {number: repr(token) for token, number in tokenizer.get_vocab().items()}
+    beyond = sorted(one for one in {*names, *chat.stop_ids} - unwritten if one >= rows)
+    if beyond:
+        raise RecipeError(
+            f"wanted tokens below {rows} for the model {model.name_or_path!r}, found {len(beyond)} beyond in its "
+            f"tokenizer or to end turns, the first of them {names.get(beyond[0], 'nameless')}, {beyond[0]}; "
+            "take the tokenizer that the model was trained with, or resize its embeddings"
+        )
+
+
+def _read(path: str | Path, *, head: bool = True) -> Any:
+    """Return a causal language model with all the weights that it wants, be it those of its trunk only."""
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:
+        raise _unloadable(path, error) from error
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    trunk = {id(one) for one in model.base_model.parameters()}
+    unwanted = set() if head else {name for name, one in weights.items() if id(one) not in trunk}
+    reasons = [
+        f"{name} has the shape {list(found)} in its files and {list(wanted)} by its config.json"
+        for name, found, wanted in sorted(told["mismatched_keys"])
+        if name not in unwanted
+    ]
+    absent = sorted(weights.keys() & set(told["missing_keys"]) - unwanted)
+    if absent:  # transformers would go on with random ones
+        reasons.append(f"its files lack {len(absent)} of {len(weights)} weights, {absent[0]} first")
+    if reasons:
+        raise RecipeError(
+            f"no model can be loaded from {str(path)!r}: {reasons[0]}; wanted the weights and the config.json of one "
+            "model"
+        )
+    return model
+
+
+def _ready(model: Any, device: str) -> Any:
     # Training and sampling must see one function: dropout would make their logprobs differ.
     model = model.to(device).eval()
     _align(model)
-    return model, tokenizer
+    return model
 
 
 def _align(model: Any) -> None:
@@ -164,5 +235,8 @@ def without_bars() -> Iterator[None]:
 
 
 def _unloadable(path: str | Path, error: Exception) -> RecipeError:
-    reason = str(error).splitlines()[0]
+    """Return what to tell of whatever kind of error the code of a model's family raises at a damaged file."""
+    reason, *more = [one.strip() for one in str(error).splitlines() if one.strip()] or [type(error).__name__]
+    if reason.endswith(":"):
+        reason = " ".join([reason, *more[:1]])
     return RecipeError(f"no model can be loaded from {str(path)!r}: {reason}; wanted a Hugging Face folder")

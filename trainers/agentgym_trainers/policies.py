@@ -7,10 +7,9 @@ from pathlib import Path
 from agentgym import registry
 from agentgym.errors import RecipeError
 from agentgym.policy import Sampling
-from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, find, model_folder
 from agentgym_trainers.engines.hf import HFEngine
-from agentgym_trainers.models import load_model, longest_context, stop_ids_of
+from agentgym_trainers.models import chat_of, load_model, longest_context
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import ChatSettings, ModelSettings, TrainerSettings
 
@@ -34,7 +33,7 @@ def checkpoint_policy(
         max_batch: requests computed at once.
 
     Raises:
-        RecipeError: no model can be loaded from there, or `context_length` is longer than what it reads.
+        RecipeError: no model can be loaded from there, or it reads no such context or other tokens.
         CheckpointError: the run has no checkpoint yet.
     """
     model, tokenizer = load_model(model_folder(path), device)
@@ -45,7 +44,7 @@ def checkpoint_policy(
             f"wanted a context of at most the {limit} tokens that the model reads, found {context_length}"
         )
     context = min(context_length or longest or limit, limit)
-    chat = ChatFormat(tokenizer, thinking=said.thinking, calls=said.calls, stop_ids=stop_ids_of(model))
+    chat = chat_of(model, tokenizer, said)
     return TokenPolicy(HFEngine(model, max_batch=max_batch), chat, sampling or Sampling(max_tokens=context), context)
 
 
