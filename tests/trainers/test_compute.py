@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from token_rows import ADVANTAGE, BATCH, ON_POLICY
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from agentgym import registry
 from agentgym.errors import RecipeError
@@ -30,12 +30,13 @@ from agentgym_trainers.learner import Learner
 from agentgym_trainers.logprobs import token_logprobs
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import least_memory, refuse_too_large
-from agentgym_trainers.models import export
+from agentgym_trainers.models import export, load_config
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.network import Network, Scores
 from agentgym_trainers.recompute import lean
 from agentgym_trainers.settings import (
     ComputeSettings,
+    CriticSettings,
     LoraSettings,
     ModelSettings,
     OptimSettings,
@@ -250,6 +251,49 @@ def test_the_memory_estimate_counts_every_weight_and_what_trains_it(tiny: Tiny) 
     assert halves["gradients and moments"] == 6 * whole
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "adapters"])
+def test_a_critics_own_model_is_counted_and_trained_whole_whatever_the_policy_trains(
+    tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    for name, hidden in (("policy", 32), ("critic", 64)):
+        config(hidden).save_pretrained(tmp_path / name)
+    own = load_config(tmp_path / "critic")
+
+    def needs(shape: Any, **sections: Any) -> dict[str, int]:
+        return least_memory(TrainerSettings.model_validate({"policy": {"advantage": "gae"}, **sections}), shape)
+
+    path = {"path": str(tmp_path / "critic")}
+    policy = load_config(tmp_path / "policy")
+    alone = needs(policy, lora=lora, critic={"trunk": "policy"})
+    both = needs(policy, lora=lora, critic=path)
+    whole = sum(one.numel() for one in AutoModel.from_config(own).parameters())
+    more = {name: both[name] - alone[name] for name in both}
+    assert more == {
+        "weights": 4 * whole,
+        "gradients and moments": 12 * whole,
+        "activations": needs(own, critic={"trunk": "policy"})["activations"],
+        "logits": 0,
+    }
+
+
+def test_a_critic_that_copies_the_policy_is_counted_without_a_head() -> None:
+    shape = config(32)
+    shape.tie_word_embeddings = False
+    trunk = sum(one.numel() for one in AutoModel.from_config(shape).parameters())
+    policy = PolicySettings(advantage="gae")
+    alone, both = (
+        least_memory(TrainerSettings(policy=policy, critic=CriticSettings(trunk=kind)), shape)
+        for kind in ("policy", "own")
+    )
+    assert both["weights"] - alone["weights"] == 4 * trunk
+    assert both["activations"] == 2 * alone["activations"]
+    adapters, two = (
+        least_memory(TrainerSettings(policy=policy, critic=critic, lora=LoraSettings(rank=2)), shape)
+        for critic in (CriticSettings(trunk="policy"), CriticSettings())
+    )
+    assert two["gradients and moments"] == 2 * adapters["gradients and moments"]
+
+
 def test_a_recipe_that_asks_for_more_memory_than_there_is_is_refused_in_one_sentence() -> None:
     sentence = r"needs at least \d+\.\d GiB on cpu \(.* for weights, .*\), found 0\.5 GiB free; choose a smaller model"
     with pytest.raises(RecipeError, match=sentence):
@@ -403,6 +447,13 @@ def test_training_refuses_before_it_loads(lab: Any) -> None:
     huge = {"hidden": 65536, "layers": 80, "heads": 512, "kv_heads": 8, "intermediate": 262144}
     with pytest.raises(RecipeError, match="needs at least"):
         lab.train(trainer={"model": huge, "policy": {"steps": 1}})
+
+
+def test_training_refuses_a_critic_that_is_too_large_before_it_loads_its_weights(lab: Any, tmp_path: Path) -> None:
+    config(65536).save_pretrained(tmp_path)
+    critic = {"path": str(tmp_path)}
+    with pytest.raises(RecipeError, match="needs at least"):
+        lab.train(trainer={"policy": {"steps": 1, "advantage": "gae"}, "critic": critic})
 
 
 LORA: dict[str, Any] = {

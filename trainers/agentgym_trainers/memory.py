@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from agentgym.errors import RecipeError
 from agentgym_trainers.devices import available_memory
+from agentgym_trainers.models import load_config
 from agentgym_trainers.recompute import lean
-from agentgym_trainers.settings import TrainerSettings
+from agentgym_trainers.settings import LoraSettings, TrainerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,25 @@ _BFLOAT = 2
 _SURE = 0.9
 """Share of what the meta device keeps of a forward pass that real attention kernels keep at least."""
 _PROBE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """What one of the networks that a recipe trains consists of."""
+
+    weights: int = 0
+    trained: int = 0
+    """Weights that get gradients and moments."""
+    kept: int = 0
+    """Bytes per token that a forward pass keeps for its gradient."""
+
+    @classmethod
+    def of(cls, config: Any, settings: TrainerSettings, lora: LoraSettings | None, *, head: bool = True) -> Self:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        weights = sum(one.numel() for one in (model if head else model.base_model).parameters())
+        trained = weights if lora is None else _adapters(model, lora.rank)
+        return cls(weights, trained, _activations(model, settings, config.get_text_config(), frozen=lora is not None))
 
 
 def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> dict[str, int]:
@@ -33,29 +54,37 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
         settings: of the trainer.
         config: the model's transformers configuration.
         ranks: processes that share weights, gradients and moments.
+
+    Raises:
+        RecipeError: the critic's own model has no configuration.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    whole = sum(one.numel() for one in model.parameters())
-    trained = whole if settings.lora is None else _adapters(model, settings.lora.rank)
+    policy, critic = _Network.of(config, settings, settings.lora), _own_critic(settings, config)
     copies = 1 + bool(settings.policy.loss_options.get("kl_weight"))
-    own_critic = settings.critic is not None and settings.critic.trunk == "own" and settings.critic.path is None
     compute = settings.compute
-    text = config.get_text_config()
     rows = max(settings.policy.tasks_per_step * settings.policy.attempts, settings.sft.batch_size)
     tokens = min(compute.token_budget, rows * settings.model.context_length)
-    logits = min(compute.logit_budget, tokens * text.vocab_size)
+    logits = min(compute.logit_budget, tokens * config.get_text_config().vocab_size)
     needs = {
-        "weights": _FLOAT * whole * (copies + own_critic) // ranks,
-        "gradients and moments": 3 * _FLOAT * trained * (1 + own_critic) // ranks,
-        "activations": tokens * (1 + own_critic) * _activations(model, settings, text),
+        "weights": _FLOAT * (policy.weights * copies + critic.weights) // ranks,
+        "gradients and moments": 3 * _FLOAT * (policy.trained + critic.trained) // ranks,
+        "activations": tokens * (policy.kept + critic.kept),
         "logits": 2 * _FLOAT * logits,
     }
     if ranks > 1:
-        needs["a whole copy for the sampler"] = _FLOAT * whole
+        needs["a whole copy for the sampler"] = _FLOAT * policy.weights
     elif size := _sampler(settings):
-        needs["the sampler's weights"] = size * whole
+        needs["the sampler's weights"] = size * policy.weights
     return needs
+
+
+def _own_critic(settings: TrainerSettings, config: Any) -> _Network:
+    """Return the critic's trunk: the policy's copied, adapters and all, or one of its own, which is trained whole."""
+    critic = settings.critic
+    if critic is None or critic.trunk != "own":
+        return _Network()
+    if critic.path is None:
+        return _Network.of(config, settings, settings.lora, head=False)
+    return _Network.of(load_config(critic.path), settings, None, head=False)
 
 
 def _sampler(settings: TrainerSettings) -> int:
@@ -80,7 +109,7 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
         available: bytes; None asks the device.
 
     Raises:
-        RecipeError: saying what needs how much, and what would need less.
+        RecipeError: saying what needs how much, and what would need less; or the critic's model has no configuration.
     """
     device = settings.compute.device
     needs = least_memory(settings, config, ranks=ranks)
@@ -97,10 +126,10 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
     )
 
 
-def _activations(model: Any, settings: TrainerSettings, text: Any) -> int:
+def _activations(model: Any, settings: TrainerSettings, text: Any, *, frozen: bool) -> int:
     """Return the bytes per token that a model's forward pass keeps for its gradient."""
     with nullcontext() if settings.compute.recompute else lean(model):
-        kept = _SURE * _kept(model, frozen=settings.lora is not None)
+        kept = _SURE * _kept(model, frozen=frozen)
     if settings.compute.dtype == "bfloat16":
         kept *= _BFLOAT / _FLOAT
     inputs = _FLOAT * text.hidden_size * text.num_hidden_layers
