@@ -81,7 +81,7 @@ class Subject:
     model: Any
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     updates_midway: bool = True
-    """Whether weights may change while requests are pending."""
+    """Whether weights may change between two tokens of a request."""
     running: Callable[[], int] | None = None
     """How many requests are being computed, by what computes them: `pending` counts callers."""
 
@@ -294,7 +294,7 @@ class EngineContract(TokenContract):
 
     def test_weights_that_change_under_way_are_told_token_by_token(self, subject: Subject) -> None:
         if not subject.updates_midway:
-            pytest.skip("this engine samples from the learner's own tensors, which do not change under way")
+            pytest.skip("this engine takes no weights between two tokens: its own tests see when it does")
 
         async def play() -> tuple[int, Any, Generation]:
             before, old = subject.engine.weight_version, copy.deepcopy(subject.model)

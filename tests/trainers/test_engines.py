@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from engine_contract import PROMPTS, EngineContract, Subject, TokenContract, contract_model, hybrid_model, stir
+from engine_contract import (
+    PROMPTS,
+    EngineContract,
+    Subject,
+    TokenContract,
+    contract_model,
+    forward_logprobs,
+    hybrid_model,
+    stir,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import (
@@ -465,6 +474,43 @@ def test_copied_weights_stay_until_they_are_updated() -> None:
         old = copy.deepcopy(subject.model)
         stir(subject.model, 3)
         subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])), old)
+
+
+@pytest.mark.parametrize(
+    ("make", "batching"),
+    [
+        pytest.param(hybrid_model, "eager", id="fixed"),
+        pytest.param(hybrid_model, "lockstep", id="fixed-lockstep"),
+        pytest.param(TIED, "lockstep", id="lockstep"),
+    ],
+)
+def test_weights_that_come_during_a_batch_that_nobody_joins_are_taken_after_it(
+    make: Callable[[], Any], batching: str
+) -> None:
+    async def play(subject: Subject) -> tuple[Generation, Generation]:
+        engine: Any = subject.engine
+        begun = asyncio.create_task(subject.ask(PROMPTS[0], "begun", max_tokens=200))
+        while not engine._busy or engine._waiting:  # noqa: ASYNC110 -- it computes on a thread of its own
+            await asyncio.sleep(0.001)
+        stir(subject.model, 5)
+        update = asyncio.create_task(engine.update_weights())
+        late = asyncio.create_task(subject.ask(PROMPTS[1], "late"))
+        await asyncio.sleep(0)
+        assert (engine._busy, len(engine._updates), list(engine._waiting)) == (True, 1, ["late"])
+        await update
+        return await begun, await late
+
+    for subject in hf(make(), batching=batching, weights="copied", patience_s=1):
+        before, old = subject.engine.weight_version, copy.deepcopy(subject.model)
+        begun, late = subject.run(play(subject))
+        assert (begun.weight_version, begun.spans, len(begun.ids)) == (before, (), 200)
+        subject.exact(PROMPTS[0], begun, old)
+        drift = torch.tensor(begun.logprobs) - torch.tensor(
+            forward_logprobs(subject.model, PROMPTS[0], begun.ids, Sampling())
+        )
+        assert drift.abs().max() > 0.05  # else nothing was tested
+        assert late.weight_version == subject.engine.weight_version == before + 1
+        subject.exact(PROMPTS[1], late)
 
 
 def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay() -> None:

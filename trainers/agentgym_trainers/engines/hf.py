@@ -68,7 +68,8 @@ class HFEngine:
             max_batch: rows computed at once.
             patience_s: after this long a lockstep batch leaves without the sessions that it waits for.
             weights: `shared` samples from the learner's own tensors, so nothing may be pending while they change;
-                `copied` keeps a second copy, which `update_weights` refreshes between two tokens.
+                `copied` keeps a second copy, which `update_weights` refreshes between two tokens; lockstep and fixed
+                batches end first.
             prefix_cache_mb: memory for keys and values of sessions between their turns; 0 keeps none.
             draft_tokens: how many tokens to guess for each row, at most, from what it has read before; 0 guesses none.
                 Guesses are checked: they save calls of the model and change no token, up to rounding, which in bfloat16
@@ -173,6 +174,8 @@ class HFEngine:
         self, weights: Iterable[tuple[str, Any]] | None = None, version: int | None = None
     ) -> None:
         """Sample from new weights; a copied model takes them between two tokens, and computes contexts anew.
+
+        Lockstep and fixed batches end before it takes any.
 
         The tensors are read until this returns: do not change them meanwhile.
 
