@@ -270,6 +270,20 @@ def test_a_resumed_ppo_run_ends_with_the_same_weights_critic_and_all(lab: Any, l
     assert lab.column(run, "train/value_loss") == lines
 
 
+def test_a_critic_that_cannot_be_loaded_any_more_is_not_blamed_on_the_checkpoint(
+    lab: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    export(tiny[0], tiny[1].tokenizer, tmp_path)
+    policy = {**PPO["policy"], "steps": 2, "minibatches": 1}
+    own = {"model": {"path": str(tmp_path)}, "critic": {"path": str(tmp_path)}, "policy": policy}
+    chosen = {**PPO, **own, "checkpoint": {"every": 1, "keep": 9}}
+    run = lab.train(trainer=chosen, tasks={"train": 8, "test": 2})
+    shutil.rmtree(max(run.checkpoints.glob("step-*")))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RecipeError, match=rf"^no model can be loaded from '{tmp_path}': "):
+        NativeTrainer().train(lab.recipe(trainer=chosen, tasks={"train": 8, "test": 2}).prepare(), run, resume=True)
+
+
 def test_a_warm_up_of_the_critic_that_leaves_the_policy_no_step_is_refused() -> None:
     policy = {"steps": 5, "advantage": "gae"}
     TrainerSettings.model_validate({"policy": policy, "critic": {"warmup_steps": 4}})

@@ -248,6 +248,8 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         try:
             self._go_on_from(state)
+        except RecipeError:  # of what the recipe names, such as the critic's own model: no checkpoint is to blame
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"the state of {checkpoint.path} does not fit this recipe's model: "
