@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from agentgym import registry
 from agentgym.errors import RecipeError, SandboxError
+from agentgym.policy import Generation, Sampling
 from agentgym.recipe import Prepared, Recipe
 from agentgym.run import RunDirectory
 from agentgym.sampling import ShuffledSampler, derive_seed
@@ -24,6 +25,7 @@ from agentgym.testing import CountingBackend
 from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.asynchronous import Asynchronous, oldest_version
 from agentgym_trainers.build import Parts, build
+from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.native import NativeTrainer
 
 SFT = 6
@@ -37,6 +39,8 @@ SMALL = {
     "context_length": 128,
 }
 KILLING = Path(__file__).parents[1] / "support" / "killing.py"
+LIMIT_S = 20
+LOCK = threading.Lock()
 
 
 def recipe(lab: Any, schedule: dict[str, Any], steps: int = 6, context: int = 128, **sections: Any) -> Recipe:
@@ -131,6 +135,151 @@ def test_nothing_waits_for_the_slowest_and_a_task_that_stays_too_slow_is_let_go(
     )
 
 
+class Held(HFEngine):
+    """Tells of a task's first turns only once it is let."""
+
+    held = ""
+    let = threading.Event()
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
+    ) -> Generation:
+        made = await super().generate(prompt_ids, sampling, session, stop_ids)
+        while session.startswith(f"{self.held}#") and not self.let.is_set():  # noqa: ASYNC110 -- of no one loop
+            await asyncio.sleep(0.002)
+        return made
+
+
+class Stuck(CalculatorEnv):
+    """The first two episodes of chosen tasks never get beyond a turn."""
+
+    stuck: tuple[str, ...] = ()
+    begun: Counter[str] = Counter()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._gone = threading.Event()
+
+    def reset(self, **given: Any) -> Any:
+        found = super().reset(**given)
+        with LOCK:
+            self.begun[self._full_task.id] += 1
+            self._first = self.begun[self._full_task.id] <= 2
+        return found
+
+    def step(self, action: Any) -> Any:
+        if self._full_task.id in self.stuck and self._first:
+            self._gone.wait(LIMIT_S)
+        return super().step(action)
+
+    def close(self) -> None:
+        self._gone.set()
+        super().close()
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["while-a-step-waits", "while-the-learner-works"])
+def test_a_group_is_begun_anew_as_soon_as_a_turn_tells_that_it_is_too_stale(lab: Any, waiting: bool) -> None:
+    if "tests-held" not in registry.names("engines"):
+        registry.add("engines", "tests-held", Held)
+    trainer = {
+        "model": SMALL,
+        "engine": {"name": "tests-held"},
+        "policy": {"tasks_per_step": 1, "attempts": 2, "advantage": "reinforce"},
+        "schedule": {"max_staleness": 1},
+    }
+    prepared = lab.recipe(trainer=trainer, tasks={"train": 60, "test": 2}, limits={"turn_timeout_s": 60}).prepare()
+    first, *_, fourth = ShuffledSampler([task.id for task in prepared.train], seed=0).next(4)
+    parts = parts_of(replace(prepared, make_env=Stuck))
+    Held.held, Held.let = first, threading.Event()
+    Stuck.stuck, Stuck.begun = (first, fourth), Counter()
+
+    async def play() -> tuple[str, dict[str, float]]:
+        groups_of = collector(parts)
+        for step in range(2):  # of the second and of the third task
+            await groups_of.next(step)
+            await groups_of.updated()
+        third = asyncio.create_task(groups_of.next(2)) if waiting else None
+        await asyncio.sleep(0)
+        Held.let.set()
+        deadline = time.monotonic() + LIMIT_S / 2
+        while Stuck.begun[first] < 4 and time.monotonic() < deadline:  # noqa: ASYNC110 -- threads count
+            await asyncio.sleep(0.002)
+        assert Stuck.begun[first] == 4
+        ((group,), metrics) = await (third or groups_of.next(2))
+        await groups_of.close()
+        await parts.engine.close()
+        return group.task_id, metrics
+
+    task, metrics = asyncio.run(play())
+    assert (task, metrics["schedule/groups_stale"], metrics["schedule/staleness_max"]) == (first, 1, 0)
+
+
+class Straggling(CalculatorEnv):
+    """The third attempt of three never gets beyond its first turn; nobody does before three groups are under way."""
+
+    under_way: set[str] = set()
+    most = 0
+    enough = threading.Event()
+    begun: Counter[str] = Counter()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._gone = threading.Event()
+
+    def reset(self, **given: Any) -> Any:
+        found = super().reset(**given)
+        name = self._full_task.id
+        self._trained = self._full_task.split == "train"
+        if self._trained:
+            with LOCK:
+                self.begun[name] += 1
+                self._straggles = self.begun[name] == 3
+                self.under_way.add(name)
+                Straggling.most = max(self.most, len(self.under_way))
+                if self.most >= 3:
+                    self.enough.set()
+        return found
+
+    def step(self, action: Any) -> Any:
+        if self._trained:
+            self.enough.wait(LIMIT_S)
+            self.enough.set()  # or a run without three groups would wait at each of its turns
+            if self._straggles:
+                self._gone.wait(LIMIT_S)
+        return super().step(action)
+
+    def close(self) -> None:
+        self._gone.set()
+        super().close()
+
+
+def test_as_many_groups_are_under_way_as_are_asked_for_and_stragglers_in_them_are_cut(lab: Any, tmp_path: Path) -> None:
+    if "tests/Straggling-v0" not in registry.names("envs"):
+        registry.register("tests/Straggling-v0", Straggling)
+    trainer = {
+        "model": SMALL,
+        "policy": {"steps": 4, "tasks_per_step": 2, "attempts": 2, "advantage": "reinforce"},
+        "schedule": {"max_staleness": 2, "in_flight": 3, "spare_attempts": 1},
+    }
+    chosen = lab.recipe(
+        trainer=trainer, environment={"id": "tests/Straggling-v0"}, tasks={"train": 60, "test": 2},
+        limits={"turn_timeout_s": 60},
+    )  # fmt: skip
+    run = RunDirectory.create(tmp_path, chosen, name="run")
+
+    def tell(phase: str, done: int, _: int, __: Any) -> None:
+        if phase == "policy":  # before what follows the trained groups has begun
+            with LOCK:
+                Straggling.under_way -= {one.task_id for one in run.read_trajectories(done)}
+
+    NativeTrainer().train(chosen.prepare(), run, resume=False, progress=tell)
+    groups = [Counter(one.task_id for one in run.read_trajectories(step)) for step in run.steps()]
+    assert [list(one.values()) for one in groups] == [[2, 2]] * 4
+    assert lab.column(run, "schedule/attempts_cut") == pytest.approx([1 / 3] * 4)
+    assert Straggling.most == 3
+    assert lab.column(run, "schedule/in_flight") == [1.0] * 4  # when two of them were taken
+
+
 def test_closing_leaves_no_sandbox_and_no_request_behind(lab: Any) -> None:
     backend: Any = registry.create("sandboxes", "process")
     try:
@@ -198,9 +347,15 @@ def test_a_killed_run_goes_on_and_loses_and_repeats_no_task(lab: Any, tmp_path: 
     ("schedule", "reason"),
     [
         ({"spare_attempts": 2}, "spare_attempts has a meaning only where sampling overlaps learning"),
+        ({"redo": 2}, "redo has a meaning only where sampling overlaps learning; .* or leave redo out"),
+        ({"redo": 0}, "redo has a meaning only where sampling overlaps learning"),
         ({"max_staleness": 1, "in_flight": 2}, "in_flight of at least policy.tasks_per_step, 3"),
     ],
 )
 def test_a_schedule_that_cannot_work_is_refused(lab: Any, schedule: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
         recipe(lab, schedule)
+
+
+def test_a_schedule_in_turns_may_say_what_is_so_in_any_case(lab: Any) -> None:
+    assert recipe(lab, {"in_flight": None, "redo": 1, "spare_attempts": 0}).trainer_settings().schedule.redo == 1

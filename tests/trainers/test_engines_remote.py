@@ -257,7 +257,7 @@ def test_recipes_choose_engines_by_name_and_their_options_are_checked() -> None:
         {"engine": {"name": "vllm-server", "options": {"url": "http://127.0.0.1:8000", "transport": "file"}}}
     )
     assert chosen.engine.name == "vllm-server"
-    with pytest.raises(ValueError, match="the engine 'vllm' has no option 'port'; it takes: batching, max_batch"):
+    with pytest.raises(ValueError, match="the engine 'vllm' has no option 'port'; it takes: context_length, dtype"):
         TrainerSettings.model_validate({"engine": {"name": "vllm", "options": {"port": 1}}})
 
 

@@ -56,7 +56,7 @@ CHANGES: Mapping[str, Any] = {
     "checkpoint.every": 5,
     "checkpoint.keep": 4,
     "checkpoint.best": "eval/pass@1",
-    "engine.options": {"max_batch": 3},
+    "engine.options": {"draft_tokens": 3},
     "critic.trunk": "policy",
     "critic.lam": 0.9,
     "critic.warmup_steps": 2,
@@ -88,7 +88,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
 )
 def test_a_field_does_what_its_treatment_says(path: str) -> None:
     base: Mapping[str, Any] = VALUED if path.startswith("critic") else {}
-    if path == "schedule.in_flight" or path == "schedule.spare_attempts":
+    if path in ("schedule.in_flight", "schedule.redo", "schedule.spare_attempts"):
         base = {"schedule": {"max_staleness": 1}}
     kind = fields.FIELDS[path].kind
     before = recipe(base)

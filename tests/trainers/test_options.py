@@ -64,10 +64,33 @@ def test_a_function_that_takes_any_option_gets_it_as_it_is() -> None:
     assert checked_options("there", "anything", anything, {"scale": "1"}) == {"scale": "1"}
 
 
-@pytest.mark.parametrize("options", [{"weights": "sharde"}, {"batching": "eagerly"}, {"max_batch": "many"}])
+@pytest.mark.parametrize("options", [{"weights": "sharde"}, {"dtype": "int3"}, {"draft_tokens": "many"}])
 def test_a_value_that_an_engine_does_not_take_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=rf"options\.{next(iter(options))}: Input should be "):
         TrainerSettings.model_validate({"engine": {"options": options}})
+
+
+@pytest.mark.parametrize("engine", ["hf", "vllm", "vllm-server"])
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"model": "other"}, "model itself: it is the learner's"),
+        ({"batching": "lockstep"}, "batching itself: it is lock-step where sampling and learning take turns"),
+        ({"max_batch": 8}, r"max_batch itself: trainer\.compute\.max_batch says it"),
+    ],
+)
+def test_what_the_trainer_tells_every_engine_is_no_option(engine: str, option: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=rf"the trainer sets the engine's {reason}.*; remove that option"):
+        TrainerSettings.model_validate({"engine": {"name": engine, "options": option}})
+
+
+def test_a_server_samples_in_a_type_of_its_own() -> None:
+    options = {"url": "http://127.0.0.1:8000"}
+    TrainerSettings.model_validate(
+        {"engine": {"name": "vllm-server", "options": options}, "compute": {"dtype": "bfloat16"}}
+    )
+    with pytest.raises(ValidationError, match="the engine 'vllm-server' has no option 'dtype'; it takes: url, "):
+        TrainerSettings.model_validate({"engine": {"name": "vllm-server", "options": {**options, "dtype": "bfloat16"}}})
 
 
 def test_shared_weights_are_not_quietly_copied_where_sampling_overlaps_learning(lab: Any) -> None:

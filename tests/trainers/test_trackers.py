@@ -197,7 +197,7 @@ def test_a_recipe_chooses_trackers_engine_and_chat_format_by_name(lab: Any) -> N
         (
             {"engine": {"options": {"patience": 3}}},
             RecipeError,
-            "'hf' has no option 'patience'; it takes: batching, max",
+            "'hf' has no option 'patience'; it takes: patience_s, weights",
         ),
         ({"chat": {"calls": "hermess"}}, UnknownNameError, "no tool-call format .* did you mean 'hermes'"),
         ({"chat": {"thinking": "drop"}}, RecipeError, "chat.thinking"),

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agentgym.errors import RecipeError
@@ -78,6 +79,7 @@ class Asynchronous:
         self._orders: list[_Order] = []
         self._learning: list[_Order] = []
         self._closing: set[asyncio.Task[Group]] = set()
+        self._one_ended = asyncio.Event()
         self._number = 0
         self._counts: Counter[str] = Counter()
 
@@ -85,8 +87,8 @@ class Asynchronous:
         """Return the first groups that are ready and fresh enough; orders name their seeds, not steps."""
         self._fill()
         while len(ready := self._fresh()) < self._width:
-            under_way = [one.job for one in self._orders if one.job is not None and not one.job.done()]
-            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            self._one_ended.clear()
+            await self._one_ended.wait()
         taken = ready[: self._width]
         self._orders = [one for one in self._orders if one not in taken]
         self._learning = taken
@@ -124,6 +126,7 @@ class Asynchronous:
         for one in self._orders:
             if one.job is None:
                 one.job = asyncio.create_task(self._sample(one))
+                one.job.add_done_callback(lambda _: self._one_ended.set())
 
     def _new(self) -> _Order:
         self._number += 1
@@ -135,7 +138,7 @@ class Asynchronous:
             prepared.make_training_env,
             self._parts.speaker(self._engine, self._parts.behaviour),
             prepared.recipe.limits,
-            on_action=order.heard,
+            on_action=partial(self._heard, order),
             gate=self._gate,
         )
         seed = derive_seed(prepared.recipe.seed, "order", order.number, order.redone)
@@ -150,15 +153,27 @@ class Asynchronous:
 
     def _fresh(self) -> list[_Order]:
         """Return what is ready, in the order in which it was begun, after what is too stale was begun anew."""
-        for place, one in enumerate(self._orders):
+        for one in list(self._orders):
             if one.ready and one.job is not None:
                 group = one.job.result()  # raises what stopped it
                 one.oldest = oldest_version(group.trajectories)
-            if one.oldest is not None and self._engine.weight_version - one.oldest > self._schedule.max_staleness:
-                self._cancel(one)
-                self._orders[place] = self._anew(one)
+            self._renew(one)
         self._fill()
         return [one for one in self._orders if one.ready]
+
+    def _heard(self, order: _Order, action: Action) -> None:
+        """Note which weights spoke; a group that they make too stale is played no further."""
+        order.heard(action)
+        if order in self._orders:  # else it is cancelled already, and ends
+            self._renew(order)
+            self._fill()
+
+    def _renew(self, order: _Order) -> None:
+        """Begin a group anew that can no longer be trained within the bound."""
+        oldest = order.oldest
+        if oldest is not None and self._engine.weight_version - oldest > self._schedule.max_staleness:
+            self._cancel(order)
+            self._orders[self._orders.index(order)] = self._anew(order)
 
     def _anew(self, order: _Order) -> _Order:
         self._counts["stale"] += 1

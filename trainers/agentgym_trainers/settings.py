@@ -17,6 +17,13 @@ from agentgym_trainers.options import checked_options
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
+_DECIDED = {
+    "model": "it is the learner's",
+    "batching": "it is lock-step where sampling and learning take turns, and continuous elsewhere",
+    "max_batch": "trainer.compute.max_batch says it",
+}
+"""What the trainer tells every engine, so that no recipe may, and why."""
+
 
 class ModelSettings(Record):
     """A pretrained model's folder, or the shape of a small Qwen2 made from nothing."""
@@ -60,10 +67,11 @@ class ChatSettings(Record):
 
 
 class EngineSettings(Record):
-    """What samples tokens: a registered engine, called with `model`, `batching` and `max_batch` beside its options."""
+    """What samples tokens: a registered engine."""
 
     name: str = "hf"
     options: dict[str, Any] = {}
+    """Its own arguments; `model`, `batching` and `max_batch` come from the trainer."""
 
     @model_validator(mode="after")
     def _trains(self) -> EngineSettings:
@@ -75,10 +83,14 @@ class EngineSettings(Record):
         reason = getattr(target, "not_for_training", None)
         if reason is not None:
             raise ValueError(f"the engine {self.name!r} cannot be trained with: {reason}")
-        accepted = [one for one in signature(target).parameters if one != "model"]
+        decided = next((one for one in self.options if one in _DECIDED), None)
+        if decided is not None:
+            raise ValueError(f"the trainer sets the engine's {decided} itself: {_DECIDED[decided]}; remove that option")
+        accepted = [one for one in signature(target).parameters if one not in _DECIDED]
         unknown = next((one for one in self.options if one not in accepted), None)
         if unknown is not None:
-            raise ValueError(f"the engine {self.name!r} has no option {unknown!r}; it takes: {', '.join(accepted)}")
+            takes = ", ".join(accepted) or "none"
+            raise ValueError(f"the engine {self.name!r} has no option {unknown!r}; it takes: {takes}")
         checked_options("options", self.name, target, self.options)
         return self
 
@@ -185,7 +197,8 @@ class ComputeSettings(Record):
     """Logits (tokens x vocabulary) that may exist at once in the trainer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic of training and of sampling. The learner's weights, gradients and moments stay float32; an
-    engine's own weights are of this type, unless its option `dtype` says otherwise. bfloat16 is for GPUs."""
+    engine's own weights are of this type, unless its option `dtype` says otherwise. The server of `vllm-server` knows
+    nothing of it: its own `--dtype` says. bfloat16 is for GPUs."""
     recompute: bool = False
     """Keep only the layers' inputs, and compute the rest anew for gradients: less memory, a third more arithmetic.
     Without it, what elementwise arithmetic makes in norms and gated products of Llama's kind is not kept either."""
@@ -212,9 +225,12 @@ class ScheduleSettings(Record):
 
     @model_validator(mode="after")
     def _needs_overlap(self) -> ScheduleSettings:
-        for name, value in (("in_flight", self.in_flight), ("spare_attempts", self.spare_attempts)):
-            if value and not self.max_staleness:
-                raise ValueError(f"{name} has a meaning only where sampling overlaps learning; set max_staleness to 1")
+        for name in ("in_flight", "spare_attempts", "redo"):
+            if getattr(self, name) != type(self).model_fields[name].default and not self.max_staleness:
+                raise ValueError(
+                    f"{name} has a meaning only where sampling overlaps learning; set max_staleness to 1, or leave "
+                    f"{name} out"
+                )
         return self
 
 
