@@ -54,7 +54,7 @@ class ChatSettings(Record):
     """How messages become tokens."""
 
     thinking: Literal["fork", "keep"] = "fork"
-    """Where the chat template drops earlier thoughts: read its rewritten context anew, or keep them in one context."""
+    """Where the chat template drops earlier thoughts or moves the tools: read its rewritten context anew, or keep one."""
     calls: str | None = None
     """How the model writes tool calls, such as hermes or mistral; null asks the chat template."""
 
