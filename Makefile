@@ -71,13 +71,13 @@ $(VENV)-vllm/ready: pyproject.toml
 	@echo "installing vLLM into $(VENV)-vllm"
 	$(VENV)-vllm/bin/pip install --quiet "$(TORCH)" "$(VLLM)"
 	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
-	$(VENV)-vllm/bin/pip install --quiet --editable ".[train,openai]" "hypothesis>=6.100" "pytest>=8.0" "pytest-timeout>=2.3"
+	$(VENV)-vllm/bin/pip install --quiet --editable ".[train,openai,lora]" "hypothesis>=6.100" "pytest>=8.0" "pytest-timeout>=2.3"
 	@touch $@
 
 # Without CUDA's packages, which its trainer does without as long as it packs no rows: those that it pins are left out.
 $(VENV)-vllm/openrlhf: $(VENV)-vllm/ready
 	@echo "installing OpenRLHF into $(VENV)-vllm"
-	$(VENV)-vllm/bin/pip install --quiet "setuptools>=77,<81" wheel "ray==2.55.0" datasets peft pylatexenc tensorboard torchdata
+	$(VENV)-vllm/bin/pip install --quiet "setuptools>=77,<81" wheel "ray==2.55.0" datasets pylatexenc tensorboard torchdata
 	DS_BUILD_OPS=0 $(VENV)-vllm/bin/pip install --quiet --no-build-isolation "deepspeed==0.19.6"
 	$(VENV)-vllm/bin/pip install --quiet --no-deps "$(OPENRLHF)"
 	@touch $@
@@ -120,7 +120,8 @@ test: $(VENV)/test bubblewrap compiler system-pytest lint
 	$(if $(VLLM),$(if $(OPENRLHF),$(MAKE) test-openrlhf))
 
 test-vllm: $(VENV)-vllm/ready
-	$(VENV)-vllm/bin/pytest tests/trainers/test_engines_vllm.py tests/trainers/test_engines_vllm_server.py
+	$(VENV)-vllm/bin/pytest tests/trainers/test_engines_vllm.py tests/trainers/test_engines_vllm_server.py \
+	  tests/trainers/test_engines_vllm_training.py
 
 test-openrlhf: $(VENV)-vllm/openrlhf bubblewrap
 	$(VENV)-vllm/bin/pytest tests/trainers/test_openrlhf_parser.py \

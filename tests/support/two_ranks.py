@@ -1,9 +1,14 @@
-"""What two processes of torchrun do in a test: `learn FILE` updates a learner, `train RUN` goes on with a run."""
+"""What two processes of torchrun do in a test.
+
+`learn FILE` updates a learner, `update FILE URL` a server, and `train RUN` goes on with a run.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +19,12 @@ from token_rows import conversation
 from torch.distributed.tensor import DTensor
 
 from agentgym import registry
+from agentgym.errors import AgentgymError
 from agentgym.run import RunDirectory
 from agentgym.tokens import TokenBuffer
 from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.batch import TokenBatch
+from agentgym_trainers.engines.vllm_server import VLLMServerEngine
 from agentgym_trainers.gae import ValueTargets
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
@@ -104,8 +111,27 @@ class TwoVoices(CalculatorEnv):
         return tuple(one.model_copy(update={"content": one.content + said}) for one in messages), *rest
 
 
+async def refusal(url: str) -> str:
+    """Give a server the weights of a model; return what is wrong with it."""
+    engine = VLLMServerEngine(new_model(SHAPE, ["12+34"], seed=0, device="cpu")[0], url=url)
+    try:
+        await engine.update_weights()
+    except AgentgymError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        await engine.close()
+    return "nothing"
+
+
+def together(*arguments: str) -> None:
+    """Run two ranks of this script under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, __file__, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def main() -> None:
-    """Run one of the two in this process."""
+    """Run one of them in this process."""
     torch.set_num_threads(1)
     what, path = sys.argv[1], Path(sys.argv[2])
     if what == "learn":
@@ -123,6 +149,13 @@ def main() -> None:
         if world.main:
             torch.save(found, path)
         del learner, again
+        world.leave()
+        return
+    if what == "update":
+        world = World.join("cpu")
+        told = world.gather([asyncio.run(refusal(sys.argv[3]))])
+        if world.main:
+            path.write_text("\n".join(told))
         world.leave()
         return
     from agentgym.recipe import Recipe

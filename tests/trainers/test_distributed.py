@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,10 @@ from agentgym_trainers.world import World
 pytestmark = pytest.mark.timeout(600)
 
 
-def together(*arguments: str) -> None:
-    """Run two ranks of the support script under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, two_ranks.__file__, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("ranks") / "found.pt"
-    together("learn", str(file))
+    two_ranks.together("learn", str(file))
     found: dict[str, Any] = torch.load(file, weights_only=True)
     return found
 
@@ -100,7 +91,7 @@ def test_a_run_of_two_ranks_writes_once_and_ends_like_a_run_of_one(lab: Any, tmp
     recipe = lab.recipe(trainer=trainer, tasks={"train": 30, "test": 5})
     runs = [RunDirectory.create(tmp_path, recipe, name=name) for name in ("one", "two")]
     NativeTrainer().train(recipe.prepare(), runs[0], resume=False)
-    together("train", str(runs[1].path))
+    two_ranks.together("train", str(runs[1].path))
     for name in ("step", "rollout/sampled_tokens", "eval/pass@1"):
         assert lab.column(runs[0], name) == lab.column(runs[1], name)
     assert lab.column(runs[1], "train/loss") == pytest.approx(lab.column(runs[0], "train/loss"), rel=1e-3, abs=1e-6)
@@ -121,7 +112,7 @@ def test_processes_learn_from_the_same_demonstrations_though_tools_print_somethi
     registry.register("tests/TwoVoices-v0", two_ranks.TwoVoices)
     recipe = lab.recipe(environment={"id": "tests/TwoVoices-v0"}, trainer=trainer, tasks={"train": 20, "test": 2})
     run = RunDirectory.create(tmp_path, recipe, name="run")
-    together("train", str(run.path))
+    two_ranks.together("train", str(run.path))
     assert len(lab.column(run, "sft/loss")) == 2
     assert lab.column(run, "train/tokens")[0] > 0
 

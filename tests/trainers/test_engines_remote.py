@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import two_ranks
 from engine_contract import PROMPTS, Subject, contract_model, stir
 from safetensors.torch import load_file
 
@@ -81,6 +83,11 @@ def serving(routes: dict[str, Any]) -> Iterator[str]:
             InfrastructureError,
             "not those of its token",
         ),
+        (
+            ROUTES | {"/inference/v1/generate": answer(0.0, token_ids=[], logprobs={"content": []})},
+            InfrastructureError,
+            "broke off the request that tries it out; is another run using it",
+        ),
         (ROUTES | {"/inference/v1/generate": answer(-0.7)}, RecipeError, "--logprobs-mode processed_logprobs"),
         (ROUTES | {"/inference/v1/generate": answer(0.0)}, RecipeError, "runs another model than the learner"),
     ],
@@ -95,6 +102,13 @@ def test_an_unfit_server_is_refused_in_one_sentence(routes: Any, error: type[Age
                     subject.run(subject.ask([3, 4]))
             assert isinstance(caught.value, error)
             subject.run(subject.engine.close())
+
+
+def test_a_server_that_fails_the_process_that_speaks_to_it_fails_all_of_them(tmp_path: Path) -> None:
+    two_ranks.together("update", str(tmp_path / "told"), "http://127.0.0.1:9")
+    first, second = (tmp_path / "told").read_text().splitlines()
+    assert first == second
+    assert re.match(r"InfrastructureError: .* weights of version 1: http://127\.0\.0\.1:9 does not answer", first)
 
 
 def test_who_cancels_the_first_request_does_not_break_the_engine_for_others() -> None:

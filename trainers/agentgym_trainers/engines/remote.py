@@ -6,8 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
+from uuid import uuid4
 
 from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
 from agentgym.policy import BudgetExceeded, Generation, Sampling, StopReason
@@ -66,7 +66,6 @@ class RemoteEngine(ABC):
         self._context = min(context_length or limit, limit)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._asks: dict[str, _Ask] = {}
-        self._numbers = count()
         self._start_task: asyncio.Task[None] | None = None
         self._started = False
         self._updating = asyncio.Lock()
@@ -169,10 +168,8 @@ class RemoteEngine(ABC):
     async def _renew(self, weights: list[tuple[str, Any]], version: int) -> None:
         self._running.clear()
         try:
-            await self._pause()
-            await self._push(weights, version)
+            await self._exchange(weights, version)
             self.weight_version = version
-            await self._resume()
         except BaseException as error:
             # Nobody knows which of its weights are new: to sample on would be to train on noise.
             self._broken = InfrastructureError(f"the engine did not take its weights of version {version}: {error}")
@@ -184,6 +181,12 @@ class RemoteEngine(ABC):
         finally:
             self._running.set()
 
+    async def _exchange(self, weights: list[tuple[str, Any]], version: int) -> None:
+        """Replace the weights while nothing is computed."""
+        await self._pause()
+        await self._push(weights, version)
+        await self._resume()
+
     async def _collect(self, ask: _Ask, prompt: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Generation:
         while True:
             await self._running.wait()
@@ -191,7 +194,7 @@ class RemoteEngine(ABC):
                 raise self._broken
             if ask.aborted or self._closed:
                 return self._generation(ask, "abort")
-            ask.name = f"{id(self)}-{next(self._numbers)}"
+            ask.name = uuid4().hex  # whoever else asks the same server must not have it too
             done, version = len(ask.ids), self.weight_version
             # What goes on after new weights must not repeat the draws it has used.
             seed = derive_seed(sampling.seed, done) if done else sampling.seed

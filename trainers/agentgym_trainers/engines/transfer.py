@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
-from agentgym.errors import RecipeError
+from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
 from agentgym_trainers.engines.weights import Weights
 
 Transport = Literal["file", "ipc", "nccl"]
@@ -55,7 +55,7 @@ def check_transport(wanted: Transport, learner: Any, ranks: int = 1) -> None:
     Args:
         wanted: by the recipe.
         learner: the `torch.device` of its weights.
-        ranks: processes that train together; each sends the same weights.
+        ranks: processes that train together.
 
     Raises:
         RecipeError: this is one.
@@ -75,6 +75,31 @@ def process_count() -> int:
     import torch.distributed as dist
 
     return int(dist.get_world_size()) if dist.is_available() and dist.is_initialized() else 1
+
+
+async def once_for_all(work: Callable[[], Awaitable[None]]) -> None:
+    """Do something in the first of the processes that train together, when all have come here; what fails fails in all.
+
+    Raises:
+        InfrastructureError: it failed.
+        RecipeError: it failed, and by the recipe.
+    """
+    if process_count() == 1:
+        await work()
+        return
+    import torch.distributed as dist
+
+    await asyncio.to_thread(dist.barrier)
+    told: list[AgentgymError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 -- the others wait, whatever it is
+            kind = RecipeError if isinstance(error, RecipeError) else InfrastructureError
+            told = [kind(str(error))]
+    await asyncio.to_thread(dist.broadcast_object_list, told)
+    if told[0] is not None:
+        raise told[0]
 
 
 class Outgoing:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from agentgym.errors import InfrastructureError, MissingExtraError, RecipeError
 from agentgym.policy import Sampling
 from agentgym_trainers.engines.remote import Part, RemoteEngine
-from agentgym_trainers.engines.transfer import TransferSync, Transport, check_transport, connect_vllm, process_count
+from agentgym_trainers.engines.transfer import (
+    TransferSync,
+    Transport,
+    check_transport,
+    connect_vllm,
+    once_for_all,
+    process_count,
+)
 from agentgym_trainers.engines.weights import FileSync, WeightSync
 
 if TYPE_CHECKING:
@@ -144,6 +151,11 @@ class VLLMServerEngine(RemoteEngine):
     async def _abort(self, names: Iterable[str]) -> None:
         await self._post(_ABORT, {"request_ids": [f"generate-tokens-{name}" for name in names]})
 
+    async def _exchange(self, weights: list[tuple[str, Any]], version: int) -> None:
+        # What one of several processes pauses would cut off what another one tries out.
+        await once_for_all(partial(super()._exchange, weights, version))
+        self._tried = True
+
     async def _pause(self) -> None:
         await self._post("/pause?mode=abort")
 
@@ -155,7 +167,6 @@ class VLLMServerEngine(RemoteEngine):
         await self._post("/resume")
         if not self._tried:
             await self._try_out()
-            self._tried = True
 
     async def _load_file(self, path: Path) -> None:
         await self._post("/collective_rpc", {"method": "load_weight_file", "args": [str(path)]})
@@ -169,6 +180,8 @@ class VLLMServerEngine(RemoteEngine):
         """Refuse a server that reports other logprobs than those it samples from, or that runs another model."""
         prompt = [1, 2, 3]
         sure = await self._ask("probe-0", prompt, Sampling(max_tokens=1), (), top_k=1)
+        if not sure.ids:
+            raise InfrastructureError(f"{self._url} broke off the request that tries it out; is another run using it?")
         if abs(sure.logprobs[0]) > 1e-3:
             raise RecipeError(
                 f"{self._url} reports logprobs of another distribution than it samples from; start it with "
