@@ -54,8 +54,8 @@ class ChatSettings(Record):
     """How messages become tokens."""
 
     thinking: Literal["fork", "keep"] = "fork"
-    """Where the chat template drops earlier thoughts or moves the tools: read its rewritten context anew, or keep all in
-    one context."""
+    """Where the chat template drops earlier thoughts or moves the tools: read its rewritten context anew, or keep all
+    in one context."""
     calls: str | None = None
     """How the model writes tool calls, such as hermes or mistral; null asks the chat template."""
 
