@@ -47,7 +47,7 @@ def own_venv(project: Path, *extras: str) -> Path:
         InstallError: pip could not install it.
     """
     asked = f"{project}[{','.join(extras)}]"
-    here = {f"{one.name}=={one.version}" for one in distributions() if not _is_working_tree(one)}
+    here = {f"{one.name}=={one.version.partition('+')[0]}" for one in distributions() if not _is_working_tree(one)}
     name = f"{project.name}-{_digest(asked, (project / 'pyproject.toml').read_text(), *sorted(here))}"
     return _kept(name, ("--editable", asked), versions=sorted(here))
 

@@ -20,6 +20,7 @@ from agentgym.testing import ToyEnv
 from agentgym.types import Message, Trajectory
 from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.chat import ChatFormat, ChatFormatError
+from agentgym_trainers.chat_checks import TOOL
 from agentgym_trainers.engines.scripted import DemonstrationPolicy
 from agentgym_trainers.models import export, new_model
 from agentgym_trainers.native import NativeTrainer
@@ -140,3 +141,15 @@ def test_a_prompt_that_cannot_be_shown_after_others_could_ends_its_own_attempt()
         with pytest.raises(wanted), chat.blamed(explained, begins=True):
             chat.prompt(explained)
         chat.prompt(asked)
+
+
+def test_a_tool_that_cannot_be_shown_ends_its_own_attempt_and_tools_that_never_can_the_run() -> None:
+    tokenizer = build_tokenizer(["question"], 320)
+    asked = [Message(role="user", content="question")]
+    tool = {**TOOL, "function": {**TOOL["function"], "description": "unspeakable"}}
+    fussy = NO_TOOLS.replace("if tools", "if tools and 'unspeakable' in tools | tojson")
+    for template, wanted in ((fussy, ChatFormatError), (NO_TOOLS, RecipeError)):
+        tokenizer.chat_template = template
+        chat = ChatFormat(tokenizer)
+        with pytest.raises(wanted), chat.blamed(asked, begins=True, tools=[tool]):
+            chat.prompt(asked, [tool])

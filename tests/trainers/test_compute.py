@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from token_rows import ADVANTAGE, BATCH, ON_POLICY
-from transformers import AutoModel, AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, OPTConfig, OPTForCausalLM, T5Config
 
 from agentgym import registry
 from agentgym.errors import RecipeError
@@ -274,6 +274,15 @@ def test_a_critics_own_model_is_counted_and_trained_whole_whatever_the_policy_tr
         "activations": needs(own, critic={"trunk": "policy"})["activations"],
         "logits": 0,
     }
+
+
+def test_a_critic_that_is_no_causal_model_is_refused(tmp_path: Path) -> None:
+    T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2).save_pretrained(tmp_path)
+    settings = TrainerSettings.model_validate({"policy": {"advantage": "gae"}, "critic": {"path": str(tmp_path)}})
+    with pytest.raises(
+        RecipeError, match=rf"^wanted a causal language model, found a t5 at '{tmp_path}'; name another$"
+    ):
+        least_memory(settings, config(32))
 
 
 def test_a_critic_that_copies_the_policy_is_counted_without_a_head() -> None:

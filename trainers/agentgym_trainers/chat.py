@@ -12,7 +12,7 @@ from agentgym.policy import ToolSchema
 from agentgym.tokens import TokenKind
 from agentgym.toolcalls import FORMATS, detect_format
 from agentgym.types import Message
-from agentgym_trainers.chat_checks import check_prefixes, moves_tools, strips_thoughts
+from agentgym_trainers.chat_checks import TOOL, check_prefixes, moves_tools, strips_thoughts
 from agentgym_trainers.chat_history import Conversation
 from agentgym_trainers.chat_marks import THOUGHT_END, Content, Piece, mark
 from agentgym_trainers.chat_quotes import TemplateEncoder
@@ -181,26 +181,30 @@ class ChatFormat:
         return [piece for piece in pieces if piece[0]]
 
     @contextmanager
-    def blamed(self, messages: Sequence[Message], *, begins: bool) -> Iterator[None]:
+    def blamed(self, messages: Sequence[Message], *, begins: bool, tools: Sequence[ToolSchema] = ()) -> Iterator[None]:
         """Tell an error that lies in the template, whatever these messages say, as the recipe's: it ends the run.
 
         Args:
             messages: what is being rendered.
             begins: they are a prompt, and not what follows an answer.
+            tools: of the conversation.
 
         Raises:
-            RecipeError: no prompt was shown yet, or a message of such a role never is after an answer.
+            RecipeError: no prompt was shown yet, and none with such roles can be, with tools if there are any; or a
+                message of such a role never is after an answer.
         """
         try:
             yield
         except ChatFormatError as error:
-            if begins and not self._proven:
-                raise RecipeError(str(error)) from error
-            for role in () if begins else dict.fromkeys(one.role for one in messages):
-                try:
-                    self.suffix([Message(role=role, content="observation")])
-                except ChatFormatError as always:
-                    raise RecipeError(str(always)) from error
+            try:
+                if not begins:
+                    for role in dict.fromkeys(one.role for one in messages):
+                        self.suffix([Message(role=role, content="observation")])
+                elif not self._proven:
+                    plain = [Message(role=one.role, content="question") for one in messages]
+                    self.prompt(plain, [TOOL] if tools else ())
+            except ChatFormatError as always:
+                raise RecipeError(str(always)) from error
             raise
 
     def _repeats(self) -> ChatFormatError:

@@ -37,8 +37,13 @@ class _Network:
 
     @classmethod
     def of(cls, config: Any, settings: TrainerSettings, lora: LoraSettings | None, *, head: bool = True) -> Self:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise RecipeError(
+                f"wanted a causal language model, found a {config.model_type} at {config.name_or_path!r}; name another"
+            ) from error
         weights = sum(one.numel() for one in (model if head else model.base_model).parameters())
         trained = weights if lora is None else _adapters(model, lora.rank)
         return cls(weights, trained, _activations(model, settings, config.get_text_config(), frozen=lora is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Action, BudgetExceeded, Engine, Episode, Sampling
@@ -57,7 +58,7 @@ class TokenSession:
             ChatFormatError: it cannot show these.
         """
         policy = self._policy
-        with policy.chat.blamed(new_messages, begins=self._turn == 0):
+        with self._blamed(new_messages):
             rewritten = self._rewritten(new_messages)
             pieces = rewritten or self._render(new_messages, generate=True)
         limit = self._room(sum(len(ids) for ids, _ in pieces), 0 if rewritten else len(self._buffer.context))
@@ -79,13 +80,16 @@ class TokenSession:
 
     def observe(self, new_messages: Sequence[Message]) -> None:
         """Append the last observation of an episode that has ended."""
-        with self._policy.chat.blamed(new_messages, begins=self._turn == 0):
+        with self._blamed(new_messages):
             pieces = self._render(new_messages, generate=False)
         self._append(pieces)
 
     def close(self) -> None:
         """Release the engine's session."""
         self._policy.engine.release(self._episode.session)
+
+    def _blamed(self, messages: Sequence[Message]) -> AbstractContextManager[None]:
+        return self._policy.chat.blamed(messages, begins=self._turn == 0, tools=self._episode.tools)
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> list[Piece]:
         if self._turn == 0:

@@ -219,14 +219,14 @@ class ScheduleSettings(Record):
     in_flight: Positive | None = None
     """Groups sampled, ready or being trained at once; null: as many as the bound on staleness lets."""
     redo: Count = 1
-    """How often a task is begun anew whose group became too stale, before it is let go."""
+    """How often a task is begun anew whose group became too stale, before it is let go; in turns none does."""
     spare_attempts: Count = 0
     """Attempts started per group beyond `policy.attempts`; the first to end are trained, the others cancelled.
     This prefers what is quick: `schedule/attempts_cut` says how much was cut."""
 
     @model_validator(mode="after")
     def _needs_overlap(self) -> ScheduleSettings:
-        for name in ("in_flight", "spare_attempts", "redo"):
+        for name in ("in_flight", "spare_attempts"):
             if getattr(self, name) != type(self).model_fields[name].default and not self.max_staleness:
                 raise ValueError(
                     f"{name} has a meaning only where sampling overlaps learning; set max_staleness to 1, or leave "
