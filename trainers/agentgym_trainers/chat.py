@@ -204,7 +204,7 @@ class ChatFormat:
                     plain = [Message(role=one.role, content="question") for one in messages]
                     self.prompt(plain, [TOOL] if tools else ())
             except ChatFormatError as always:
-                raise RecipeError(str(always)) from error
+                raise RecipeError(str(error if begins else always)) from error
             raise
 
     def _repeats(self) -> ChatFormatError:
