@@ -150,15 +150,26 @@ class Held(HFEngine):
         return made
 
 
-class Stuck(CalculatorEnv):
-    """The first two episodes of chosen tasks never get beyond a turn."""
-
-    stuck: tuple[str, ...] = ()
-    begun: Counter[str] = Counter()
+class Hanging(CalculatorEnv):
+    """Some episodes get no further until they are closed."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._gone = threading.Event()
+
+    def hold(self) -> None:
+        self._gone.wait(LIMIT_S)
+
+    def close(self) -> None:
+        self._gone.set()
+        super().close()
+
+
+class Stuck(Hanging):
+    """The first two episodes of chosen tasks never get beyond a turn."""
+
+    stuck: tuple[str, ...] = ()
+    begun: Counter[str] = Counter()
 
     def reset(self, **given: Any) -> Any:
         found = super().reset(**given)
@@ -169,12 +180,8 @@ class Stuck(CalculatorEnv):
 
     def step(self, action: Any) -> Any:
         if self._full_task.id in self.stuck and self._first:
-            self._gone.wait(LIMIT_S)
+            self.hold()
         return super().step(action)
-
-    def close(self) -> None:
-        self._gone.set()
-        super().close()
 
 
 @pytest.mark.parametrize("waiting", [True, False], ids=["while-a-step-waits", "while-the-learner-works"])
@@ -214,17 +221,13 @@ def test_a_group_is_begun_anew_as_soon_as_a_turn_tells_that_it_is_too_stale(lab:
     assert (task, metrics["schedule/groups_stale"], metrics["schedule/staleness_max"]) == (first, 1, 0)
 
 
-class Straggling(CalculatorEnv):
+class Straggling(Hanging):
     """The third attempt of three never gets beyond its first turn; nobody does before three groups are under way."""
 
     under_way: set[str] = set()
     most = 0
     enough = threading.Event()
     begun: Counter[str] = Counter()
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._gone = threading.Event()
 
     def reset(self, **given: Any) -> Any:
         found = super().reset(**given)
@@ -245,12 +248,8 @@ class Straggling(CalculatorEnv):
             self.enough.wait(LIMIT_S)
             self.enough.set()  # or a run without three groups would wait at each of its turns
             if self._straggles:
-                self._gone.wait(LIMIT_S)
+                self.hold()
         return super().step(action)
-
-    def close(self) -> None:
-        self._gone.set()
-        super().close()
 
 
 def test_as_many_groups_are_under_way_as_are_asked_for_and_stragglers_in_them_are_cut(lab: Any, tmp_path: Path) -> None:
