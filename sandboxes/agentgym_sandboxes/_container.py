@@ -18,12 +18,12 @@ from agentgym_sandboxes._command import ENTER
 from agentgym_sandboxes._docker_exec import Command, DockerExec
 from agentgym_sandboxes._docker_host import knock
 from agentgym_sandboxes._lifetime import Lifetime
+from agentgym_sandboxes._removal import remove_container
 from agentgym_sandboxes._running import RunOptions
 
 _FORBIDDEN = 403
 _OOM_NEWS_S = 1.0
 _POLL_S = 0.02
-_REMOVAL_S = 10.0
 
 
 class Container:
@@ -93,20 +93,12 @@ class Container:
     def remove(self) -> None:
         """Remove the container and everything in it."""
         knock()
-        deadline = time.monotonic() + _REMOVAL_S
-        while True:
-            try:
-                self._api.remove_container(self._container, v=True, force=True)
-            except NotFound:
-                return
-            except (DockerException, requests.RequestException) as error:
-                # Podman minds when a container ends by itself just as it is to be ended.
-                if "state improper" in str(error) and time.monotonic() < deadline:
-                    time.sleep(_POLL_S)
-                    continue
-                if "already in progress" not in str(error):
-                    raise SandboxError(f"container {self.id} cannot be removed: {error}") from error
+        try:
+            remove_container(self._api, self._container)
+        except NotFound:
             return
+        except (DockerException, requests.RequestException) as error:
+            raise SandboxError(f"container {self.id} cannot be removed: {error}") from error
 
     def commit(self, labels: dict[str, str]) -> str:
         """Make an image of the root filesystem as it is, and return its name."""

@@ -18,6 +18,7 @@ from agentgym_sandboxes._docker_host import environment, is_cut_off, knock
 from agentgym_sandboxes._images import Images, Pull
 from agentgym_sandboxes._owner import Owner
 from agentgym_sandboxes._proxy_rules import GIVEN
+from agentgym_sandboxes._removal import remove_container
 from agentgym_sandboxes._supervisor_volume import SupervisorVolume
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def sweep(api: docker.APIClient) -> list[str]:
         if owner is None or not owner.is_dead():
             continue
         try:
-            api.remove_container(container["Id"], v=True, force=True)
+            remove_container(api, container["Id"])
             removed.append(container["Id"][:12])
         except NotFound:
             continue

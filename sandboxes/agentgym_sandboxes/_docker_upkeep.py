@@ -19,6 +19,7 @@ from agentgym_sandboxes._daemon import reach
 from agentgym_sandboxes._diagnosis import diagnose
 from agentgym_sandboxes._docker_host import knock
 from agentgym_sandboxes._proxy_rules import GIVEN
+from agentgym_sandboxes._removal import remove_container
 
 _HELPER_S = 600
 """A container that only fills a volume lives for seconds; one that is this old was left behind."""
@@ -142,7 +143,7 @@ def _settle(api: APIClient, kept: Kept, reason: str, why_not: str, dry_run: bool
 def _remove(api: APIClient, kept: Kept) -> None:
     """Remove without force what Docker itself can tell to be in use."""
     if kept.kind in ("sandbox", "helper"):
-        api.remove_container(kept.name, v=True, force=True)
+        remove_container(api, kept.name)
     elif kept.kind == "volume":
         api.remove_volume(kept.name)
     else:

@@ -32,6 +32,7 @@ from agentgym_sandboxes._docker_upkeep import DockerUpkeep
 from agentgym_sandboxes._hardening import WORKDIR, folders, in_memory, pids, settings
 from agentgym_sandboxes._images import BASE_IMAGE, Pull
 from agentgym_sandboxes._link import Hub, Link
+from agentgym_sandboxes._removal import remove_container
 from agentgym_sandboxes._snapshots import Snapshots
 from agentgym_sandboxes._supervised import SupervisedSandbox
 from agentgym_sandboxes.pool import PoolStats, WarmPool
@@ -241,7 +242,7 @@ class DockerBackend:
                 wire.close()
             with suppress(DockerException, requests.RequestException):
                 if container:
-                    api.remove_container(container, v=True, force=True)
+                    remove_container(api, container)
             raise SandboxError(f"Docker refused to start a sandbox from {image!r}: {reason} {said}".rstrip()) from error
         lifetime = Lifetime(container[:12], spec.ttl_s)
         place = Container(api, container, pids(spec), lifetime, wire)
