@@ -16,6 +16,7 @@ from agentgym_trainers.models import export, load_model
 from agentgym_trainers.policies import checkpoint_policy
 
 Tiny = tuple[Any, ChatFormat]
+SHALLOWER: dict[str, Any] = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
 DEEPER: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
 
 
@@ -58,6 +59,12 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
             r"model\.layers\.0\.mlp\.down_proj\.weight has the shape \[32, 64\] in its files and \[32, 96\] by its "
             r"config\.json; wanted the weights and the config\.json of one model",
             id="other-shapes",
+        ),
+        pytest.param(
+            configured(**SHALLOWER),
+            r"its files hold 12 weights of layers beyond its config\.json's, "
+            r"model\.layers\.1\.input_layernorm\.weight first; wanted",
+            id="fewer-layers",
         ),
         pytest.param(cut("model.safetensors", 5000), r".+; wanted a Hugging Face folder", id="torn-weights"),
         pytest.param(cut("model.safetensors", 0), r".+; wanted a Hugging Face folder", id="empty-weights"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from agentgym_trainers.tokenizer import build_tokenizer
 
 _ALIGNMENT = 64
 """Bytes; PyTorch allocates at multiples of it."""
+_LAYER = re.compile(r"\.\d+\.")
 
 
 def new_model(settings: ModelSettings, corpus: Iterable[str], seed: int, device: str) -> tuple[Any, Any]:
@@ -193,6 +195,12 @@ def _read(path: str | Path, *, head: bool = True) -> Any:
     absent = sorted(weights.keys() & set(told["missing_keys"]) - unwanted)
     if absent:  # transformers would go on with random ones
         reasons.append(f"its files lack {len(absent)} of {len(weights)} weights, {absent[0]} first")
+    layers = {_LAYER.sub(".#.", name) for name in weights}
+    left_over = sorted(name for name in told["unexpected_keys"] if _LAYER.sub(".#.", name) in layers)
+    if left_over:  # of a head for another task, transformers leaves weights out rightly
+        reasons.append(
+            f"its files hold {len(left_over)} weights of layers beyond its config.json's, {left_over[0]} first"
+        )
     if reasons:
         raise RecipeError(
             f"no model can be loaded from {str(path)!r}: {reasons[0]}; wanted the weights and the config.json of one "
