@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_OF_A_KIND = 3
 
 
 class _OneLine(logging.Formatter):
@@ -19,6 +24,28 @@ class _OneLine(logging.Formatter):
     def formatException(self, ei: Any) -> str:
         """Return the exception without its traceback."""
         return f"  {traceback.format_exception_only(*ei[:2])[-1].strip()}; --debug shows where"
+
+
+class _Handler(logging.StreamHandler[FileProxy]):
+    """Writes above the progress bars; unless everything is wanted, only what is ours or an error, and no floods."""
+
+    def __init__(self, console: Console, *, brief: bool) -> None:
+        super().__init__(FileProxy(console, sys.stderr))
+        self._brief = brief
+        self._told: Counter[tuple[str, str]] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._brief and record.levelno < logging.ERROR and not record.name.startswith("agentgym"):
+            return
+        if not self._brief or record.levelno != logging.WARNING:
+            super().emit(record)
+            return
+        kind = record.name, str(record.msg)
+        self._told[kind] += 1
+        if self._told[kind] <= _OF_A_KIND:
+            super().emit(record)
+        if self._told[kind] == _OF_A_KIND:
+            self.stream.write("  more of this kind are left out; agentgym -v shows them\n")
 
 
 class _Errors:
@@ -35,7 +62,7 @@ class _Errors:
         self.console.print(sentence, markup=False)
 
     def log(self, level: str) -> None:
-        handler = logging.StreamHandler()
+        handler = _Handler(self.console, brief=level == "WARNING")
         handler.setFormatter((logging.Formatter if self.debug else _OneLine)("%(levelname)s %(name)s %(message)s"))
         logging.basicConfig(level=level, handlers=[handler])
         # What takes long tells so to everybody, such as an image that is built before the first episode.

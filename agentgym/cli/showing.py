@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from agentgym.cli.console import out, say
-from agentgym.cli.curves import plot, sparkline
+from agentgym.cli.curves import ALARM, alarms, arrange, plot, sparkline
 from agentgym.cli.terminal import show as show_messages
 from agentgym.errors import AgentgymError, UnknownNameError
 from agentgym.run import STOPPED, RunDirectory
@@ -58,17 +58,24 @@ def show_curves(kept: RunDirectory) -> None:
     series = collect(kept.metrics())
     if not series:
         return
+    if raised := alarms(series):
+        say(
+            f"step rewards rose while outcomes fell, so the reward may be gamed: {ALARM} was 1 at {len(raised)} of "
+            f"{len(series[ALARM])} steps, first at step {raised[0]}",
+            "yellow",
+        )
     table = Table(
         "metric", "first", "last", "lowest", "highest", "course", box=None, header_style="bold", pad_edge=False
     )
-    for name, points in sorted(series.items(), key=lambda item: _rank(item[0]))[:_SHOWN_METRICS]:
-        values = [value for _, value in points]
+    names = arrange(series)[:_SHOWN_METRICS]
+    for name in names:
+        values = [value for _, value in series[name]]
         known = [value for value in values if not math.isnan(value)] or [math.nan]
         figures = (values[0], values[-1], min(known), max(known))
         table.add_row(name, *(f"{one:.4g}" for one in figures), sparkline(values))
     out.print(table)
-    if len(series) > _SHOWN_METRICS:
-        say(f"and {len(series) - _SHOWN_METRICS} more in {kept.path / 'metrics.jsonl'}")
+    if len(series) > len(names):
+        say(f"and {len(series) - len(names)} more in {kept.path / 'metrics.jsonl'}")
     picture = plot(series, kept.path / "curves.png")
     if picture is not None:
         say(f"curves: {picture}")
@@ -82,11 +89,6 @@ def collect(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]
             if name not in ("step", "time") and isinstance(value, int | float):
                 series.setdefault(name, []).append((int(line["step"]), float(value)))
     return series
-
-
-def _rank(name: str) -> tuple[int, str]:
-    groups = ("eval/", "rollout/", "train/", "sft/")
-    return next((index for index, group in enumerate(groups) if name.startswith(group)), len(groups)), name
 
 
 def _show_attempts(kept: RunDirectory, step: int | None) -> None:

@@ -45,6 +45,7 @@ class Watch:
         self._rules = settings.stop
         self._series = {name: deque[float](maxlen=settings.window) for name in _SERIES}
         self._broken = [0] * len(self._rules)
+        self._alarmed = False
 
     @property
     def suspicious(self) -> bool:
@@ -64,8 +65,9 @@ class Watch:
             return {}
         outcome, step = (trend(list(self._series[name])) for name in _SERIES)
         diverging = step > ALARM and outcome < -ALARM
-        if diverging:
+        if diverging and not self._alarmed:
             logger.warning("step rewards rise while outcomes fall: the reward is being gamed")
+        self._alarmed = diverging
         return {
             "watch/outcome_trend": outcome,
             "watch/step_trend": step,
