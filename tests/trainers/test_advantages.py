@@ -66,6 +66,14 @@ def test_a_group_without_variance_teaches_nothing(estimate: Estimator) -> None:
 
 
 @every_estimator
+@pytest.mark.parametrize("worth", [0.1, 0.7, 22.4])
+def test_siblings_of_one_return_teach_nothing_whatever_it_is_and_however_it_rounds(
+    estimate: Estimator, worth: float
+) -> None:
+    assert not estimate(one_token([worth] * 8)).any()
+
+
+@every_estimator
 def test_unscored_attempts_change_neither_mean_nor_std(estimate: Estimator) -> None:
     scored = estimate(one_token([1.0, 0.0, 0.0]))[:, 0].tolist()
     padded = estimate(one_token([1.0, None, 0.0, None, 0.0]))[:, 0].tolist()
@@ -90,11 +98,14 @@ def test_to_go_counts_also_for_the_attempt_that_is_at_its_groups_mean() -> None:
     assert found.tolist() == [[-1.0, -1.0], [0.0, -0.5], [1.0, 1.0]]
 
 
-def test_to_go_gives_nothing_to_siblings_whose_returns_differ_by_rounding() -> None:
-    step = [[0.7, 0.1, 0.1], [0.1, 0.7, 0.1], [0.1, 0.1, 0.7]]
+@every_estimator
+@pytest.mark.parametrize("scale", [1.0, 256.0])
+def test_siblings_whose_returns_differ_by_rounding_teach_nothing(estimate: Estimator, scale: float) -> None:
+    paid = [0.7, 0.1, 0.1], [0.1, 0.7, 0.1], [0.1, 0.1, 0.7]
+    step = [[scale * one for one in row] for row in paid]
     given = credit([Rewards([0.0] * 3, step, [True] * 3)], [[0, 1, 2]] * 3, [[True] * 3] * 3)
     assert len(set(given.returns_B.tolist())) == 2
-    assert not grpo(given, std="none", per_turn="to_go").any()
+    assert not estimate(given).any()
 
 
 rows = st.lists(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=8), min_size=4, max_size=4)

@@ -390,9 +390,9 @@ def test_an_engines_copy_is_counted_in_its_type(tiny: Tiny) -> None:
         ("hf", {}, 0, "cpu", 0),
         ("hf", {}, 1, "cpu", 4),
         ("hf", {"dtype": "bfloat16"}, 1, "cpu", 2),
-        ("vllm", {}, 0, "cuda", 4),
-        ("vllm", {"dtype": "bfloat16"}, 0, "cuda:0", 2),
-        ("vllm", {"options": {"tensor_parallel_size": 2}}, 0, "cuda", 0),
+        ("vllm", {}, 0, "cpu", 4),
+        ("vllm", {"dtype": "bfloat16"}, 0, "cpu", 2),
+        ("vllm", {"options": {"tensor_parallel_size": 2}}, 0, "cpu", 0),
         ("vllm", {}, 0, "cuda:1", 0),
         ("vllm-server", {"url": "http://127.0.0.1:8000"}, 1, "cpu", 0),
     ],
@@ -410,6 +410,51 @@ def test_a_copy_of_the_weights_is_counted_where_there_is_one(
     whole = sum(one.numel() for one in tiny[0].parameters())
     assert least_memory(settings, tiny[0].config).get("the sampler's weights", 0) == size * whole
     assert least_memory(settings, tiny[0].config, ranks=2)["a whole copy for the sampler"] == 4 * whole
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "share"),
+    [
+        ({}, "cuda", 0.45),
+        ({"memory_share": 0.3}, "cuda:0", 0.3),
+        ({"options": {"gpu_memory_utilization": 0.2}}, "cuda", 0.2),
+        ({"options": {"tensor_parallel_size": 2}}, "cuda", 0.45),
+        ({}, "cuda:1", 0),
+        ({}, "cpu", 0),
+    ],
+)
+def test_vllm_is_counted_by_its_share_of_the_learners_gpu(options: dict[str, Any], device: str, share: float) -> None:
+    engine = {"name": "vllm", "options": options}
+    settings = TrainerSettings.model_validate({"engine": engine, "compute": {"device": device}})
+    needs = least_memory(settings, config(32), total=GIB)
+    assert needs.get("vLLM's share of the GPU", 0) == int(share * GIB)
+    assert ("the sampler's weights" in needs) == (device == "cpu")
+
+
+def test_no_more_rows_are_counted_than_an_optimizer_step_trains_on() -> None:
+    def activations(ranks: int = 1, **sections: Any) -> int:
+        given = {"model": {"context_length": 100}, "compute": {"token_budget": 10**6}, **sections}
+        return least_memory(TrainerSettings.model_validate(given), config(32), ranks=ranks)["activations"]
+
+    policy, none = {"tasks_per_step": 2, "attempts": 4}, {"steps": 0}
+    row = activations(policy={"tasks_per_step": 1, "attempts": 1}, sft=none)
+    assert activations(policy=policy, sft=none) == 8 * row
+    assert activations(policy=policy, sft={"steps": 5, "batch_size": 64}) == 64 * row
+    assert activations(policy={**policy, **none}, sft={"steps": 5, "batch_size": 3}) == 3 * row
+    assert activations(policy={**policy, "minibatches": 3}, sft=none) == 3 * row
+    assert activations(ranks=3, policy=policy, sft=none) == 3 * row
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "v_proj"], ["layers.0.mlp.up_proj"], r".*\.1\.mlp\.(up|down)_proj"]
+)
+def test_as_many_adapters_are_counted_as_peft_makes(tiny: Tiny, targets: Any) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    model, lora = copy.deepcopy(tiny[0]), LoraSettings(rank=2, targets=targets)
+    add_lora(model, lora, seed=0)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    needs = least_memory(TrainerSettings(lora=lora), tiny[0].config)
+    assert needs["gradients and moments"] == 12 * trained > 0
 
 
 def test_products_with_adapters_are_made_once(tiny: Tiny) -> None:

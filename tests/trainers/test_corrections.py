@@ -20,6 +20,8 @@ from agentgym.types import Group, Submission, Trajectory, Trust, Verdict
 from agentgym_trainers.advantages import Credit, gather_rewards, grpo, reinforce, rloo
 from agentgym_trainers.corrections import refuse_cancellation
 from agentgym_trainers.losses import clipped
+from agentgym_trainers.settings import TrainerSettings
+from agentgym_trainers.update import Update
 
 # One policy, two kinds of task: action 0 is right where graders are noisy, which is more often; action 1 where they
 # are not. Uncorrected, the rarer kind counts more, because its rewards tell more.
@@ -108,13 +110,16 @@ CASES: list[Any] = [
     pytest.param(FORWARD, "grpo", {"std": "none"}, "shift", id="forward-grpo-no-std"),
     pytest.param(FORWARD, "rloo", {}, "shift", id="forward-rloo"),
     pytest.param(FORWARD, "reinforce", {}, None, id="forward-reinforce"),
+    pytest.param(FORWARD, "gae", {"value_BL": torch.zeros(6, 1)}, "shift", id="forward-gae"),
+    pytest.param(FORWARD, "gae", {"value_BL": torch.zeros(6, 1), "whiten": False}, "shift", id="forward-gae-as-it-is"),
+    pytest.param(BACKWARD, "gae", {"value_BL": torch.zeros(6, 1)}, None, id="backward-gae"),
     pytest.param(OutcomeOnly(), "grpo", {}, None, id="outcome-grpo"),
 ]
 
 
 @pytest.mark.parametrize(("scheme", "name", "options", "change"), CASES)
 def test_an_advantage_that_undoes_a_correction_is_refused(
-    scheme: RewardScheme, name: str, options: dict[str, str], change: str | None
+    scheme: RewardScheme, name: str, options: dict[str, Any], change: str | None
 ) -> None:
     estimate = partial(registry.lookup("advantages", name), **options)
     if change is None:
@@ -122,6 +127,13 @@ def test_an_advantage_that_undoes_a_correction_is_refused(
         return
     with pytest.raises(RecipeError, match=f"'{name}' cancels the .* it is blind to a group's {change}; choose"):
         refuse_cancellation(scheme, name, estimate)
+
+
+def test_a_critic_that_would_learn_forward_correction_away_is_refused_before_a_run() -> None:
+    settings = TrainerSettings.model_validate({"policy": {"advantage": "gae"}, "critic": {}})
+    Update(settings, BACKWARD)
+    with pytest.raises(RecipeError, match=r"'gae' cancels the ForwardCorrection .*; choose reinforce"):
+        Update(settings, FORWARD)
 
 
 def test_reinforce_takes_returns_as_they_are_and_leaves_out_the_unscored() -> None:

@@ -23,6 +23,7 @@ from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.models import export, load_model, new_model
 from agentgym_trainers.native import NativeTrainer
+from agentgym_trainers.network import Network, Scores
 from agentgym_trainers.settings import (
     ComputeSettings,
     CriticSettings,
@@ -111,6 +112,39 @@ def test_the_value_loss_shapes_the_policys_trunk_only_as_much_as_it_may(tiny: Ti
     before = weights(one.model)
     step(one, advantage=ADVANTAGE * 0)
     assert torch.equal(weights(one.model), before) is not moves
+
+
+def trunk_gradient(tiny: Tiny, weight: float) -> torch.Tensor:
+    """What the sum of all values leaves in the policy's trunk."""
+    model = copy.deepcopy(tiny[0])
+    critic = Critic.of(CriticSettings(trunk="policy", trunk_weight=weight), model)
+    torch.nn.init.constant_(critic.head.weight, 0.1)  # a head of zeros passes no gradient on
+    total: Any = Scores(*Network(model, ComputeSettings(), critic)(BATCH, temperature=1.0)).value_BL.sum()
+    total.backward()
+    return torch.cat([one.grad.flatten() for one in model.base_model.parameters() if one.grad is not None])
+
+
+def test_half_the_trunk_weight_passes_half_the_gradient_on(tiny: Tiny) -> None:
+    whole, half = trunk_gradient(tiny, 1.0), trunk_gradient(tiny, 0.5)
+    assert whole.abs().max() > 1e-3
+    assert torch.allclose(half, whole / 2, rtol=1e-5, atol=1e-8)
+
+
+def test_values_keep_the_digits_of_float32_where_all_else_is_bfloat16(tiny: Tiny) -> None:
+    critic, draw = Critic(32, None), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        critic.head.weight.copy_(torch.randn(1, 32, generator=draw))
+    states = torch.randn(64, 32, generator=draw)
+    for given in (states, states.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = critic(given)
+        expected = torch.nn.functional.linear(given.float(), critic.head.weight, critic.head.bias)[:, 0]
+        assert torch.equal(found, expected)
+    one = Learner(copy.deepcopy(tiny[0]), ComputeSettings(dtype="bfloat16"))
+    one.begin(OptimSettings(lr=1e-3), 10, critic=CriticSettings(), critic_steps=10)
+    step(one)
+    values = one.values(BATCH)[BATCH.sampled_BL]
+    assert not torch.equal(values, values.bfloat16().float())
 
 
 def test_the_value_before_a_token_knows_nothing_of_the_token(tiny: Tiny) -> None:

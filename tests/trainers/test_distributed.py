@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,29 @@ def test_processes_of_the_command_line_agree_on_the_runs_folder(
     first = training._create(recipe, tmp_path / "shared")
     monkeypatch.setenv("RANK", "1")
     assert training._create(recipe, tmp_path / "shared").path == first.path
+
+
+PATIENCE = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from agentgym_trainers.world import World
+
+world = World.join("cpu")
+if world.main:
+    group = dist.group.WORLD._get_backend(torch.device("cpu"))
+    Path(sys.argv[1]).write_text(str(group.options._timeout.total_seconds()))
+world.leave()
+"""
+
+
+def test_processes_wait_for_the_slowest_of_them_longer_than_episodes_take(tmp_path: Path) -> None:
+    script, found = tmp_path / "join.py", tmp_path / "found"
+    script.write_text(PATIENCE)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*ranks, str(script), str(found)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(found.read_text()) == 24 * 3600

@@ -129,3 +129,9 @@ def test_inserted_observation_tokens_change_no_advantage_and_no_target(
         return tuple(one[credit.sampled_BL] for one in (found, targets.target_BL, targets.mask_BL))
 
     assert all(torch.equal(one, other) for one, other in zip(of_sampled(ordered), of_sampled(stretched), strict=True))
+
+
+@pytest.mark.parametrize("paid", [0.1, 0.7, 22.4])
+def test_attempts_that_all_end_as_well_teach_nothing_to_a_critic_of_zeros(paid: float) -> None:
+    rewards = Rewards([paid] * 8, [[0.0]] * 8, [True] * 8)
+    assert not gae(*lay_out([[(0, True, 0.0)]] * 8, rewards)).any()

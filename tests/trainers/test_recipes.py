@@ -65,17 +65,62 @@ def shape(model: ModelSettings) -> Qwen2Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FOR_GPUS)
-def test_a_bundled_recipe_fits_the_gpu_that_it_names_and_needs_more_without_recomputation(name: str) -> None:
+def gpu(name: str) -> int:
+    """The bytes of the GPU that a recipe names."""
     named = re.search(r"One GPU with (\d+) GB as written", bundled()[name].read_text())
     assert named is not None
-    room = int(0.85 * int(named[1]) * 10**9)  # the rest is for keys and values
+    return int(named[1]) * 10**9
+
+
+@pytest.mark.parametrize("name", FOR_GPUS)
+def test_a_bundled_recipe_fits_the_gpu_that_it_names_and_needs_more_without_recomputation(name: str) -> None:
+    room = int(0.85 * gpu(name))  # the rest is for keys and values
     settings = Recipe.load(name).trainer_settings()
     model = shape(settings.model)
     refuse_too_large(settings, model, available=room)
     greedy = Recipe.load(name, ["trainer.compute.recompute=false"]).trainer_settings()
     with pytest.raises(RecipeError, match=r"for activations.* set trainer\.compute\.recompute"):
         refuse_too_large(greedy, model, available=sum(least_memory(settings, model).values()))
+
+
+@pytest.mark.parametrize("name", FOR_GPUS)
+def test_a_bundled_recipe_leaves_room_for_keys_and_values_and_remembers_a_quarter_of_every_context(name: str) -> None:
+    recipe = Recipe.load(name)
+    settings = recipe.trainer_settings()
+    model = shape(settings.model)
+    states = model.num_key_value_heads * model.hidden_size // model.num_attention_heads
+    token = 2 * 2 * model.num_hidden_layers * states  # keys and values, in bfloat16
+    contexts = token * min(recipe.limits.concurrency, settings.compute.max_batch) * settings.model.context_length
+    remembered = int(settings.engine.options["prefix_cache_mb"]) * 2**20
+    needs = least_memory(settings, model)
+    if not settings.schedule.max_staleness:  # activations and gradients are gone while it samples
+        needs = {"weights": needs["weights"], "moments": needs["gradients and moments"] * 2 // 3}
+    # Rows are as wide as the longest of them may get, and an eighth more; a twentieth is left for casts of weights.
+    assert sum(needs.values()) + contexts * 9 // 8 + remembered < 0.95 * gpu(name)
+    assert remembered > contexts / 4
+    assert Recipe.load(name, profile="tiny").trainer_settings().engine.options == {"prefix_cache_mb": 64}
+
+
+def test_vllm_beside_the_learner_is_refused_where_its_share_is_too_much_and_says_what_to_lower() -> None:
+    beside, less = (
+        Recipe.load("code-grpo", [f"trainer.engine={{name: vllm, options: {{{option}}}}}"]).trainer_settings()
+        for option in ("", "memory_share: 0.3")
+    )
+    room = gpu("code-grpo")
+    sentence = (
+        r"20\.1 for vLLM's share of the GPU\), found 44\.7 GiB free; choose .*, or lower "
+        r"trainer\.compute\.token_budget or trainer\.engine\.options\.memory_share$"
+    )
+    with pytest.raises(RecipeError, match=sentence):
+        refuse_too_large(beside, shape(beside.model), available=room, total=room)
+    refuse_too_large(less, shape(less.model), available=room, total=room)
+    with pytest.raises(RecipeError, match=r"another engine's go with trainer\.engine=\{name: vllm\}"):
+        Recipe.load("code-grpo", ["trainer.engine.name=vllm"])
+
+
+def test_a_recipe_of_a_model_from_nothing_goes_on_from_a_run_that_it_made() -> None:
+    overrides = ["trainer.model.path=runs/first", "trainer.sft.steps=0"]
+    assert Recipe.load("demo", overrides).trainer_settings().model.path == "runs/first"
 
 
 def test_a_profile_is_laid_over_the_recipe_and_overrides_over_both(tmp_path: Path) -> None:

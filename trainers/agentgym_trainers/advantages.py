@@ -55,7 +55,7 @@ def grpo(
 ) -> Tensor:
     """Centre each attempt's return on its group's mean, and scale it (DeepSeekMath's GRPO).
 
-    Groups without variance, and attempts without siblings that count, get 0.
+    Groups without variance, and attempts without siblings that count, get 0. Rounding is no variance.
 
     Args:
         credit: rewards and masks.
@@ -67,11 +67,7 @@ def grpo(
     Returns:
         Advantage [B, L], float32, 0 where nothing was sampled.
     """
-    mean_B, count_B = _group_mean(credit.returns_B, credit)
-    centred_B = torch.where(credit.keep_B & (count_B > 1), credit.returns_B - mean_B, torch.zeros_like(mean_B))
-    # Siblings that differ only by rounding do not differ; an attempt at its group's mean differs from its siblings.
-    differ_B = credit.keep_B & (_group_deviation(centred_B, credit) > EPSILON)
-    centred_B = centred_B * differ_B
+    centred_B, differ_B, _ = _centre(credit)
     scale_B = _scale(centred_B, credit, std)
     turn_BT = centred_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1))
     if per_turn == "to_go" and credit.step_BT.shape[1]:
@@ -85,12 +81,9 @@ def rloo(credit: Credit) -> Tensor:
     Returns:
         Advantage [B, L], float32, 0 where nothing was sampled.
     """
-    mean_B, count_B = _group_mean(credit.returns_B, credit)
-    others_B = count_B / (count_B - 1).clamp(min=1)
-    centred_B = torch.where(
-        credit.keep_B & (count_B > 1), (credit.returns_B - mean_B) * others_B, torch.zeros_like(mean_B)
-    )
-    return _to_tokens(centred_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1)), credit)
+    centred_B, _, count_B = _centre(credit)
+    scaled_B = centred_B * (count_B / (count_B - 1).clamp(min=1))
+    return _to_tokens(scaled_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1)), credit)
 
 
 def reinforce(credit: Credit) -> Tensor:
@@ -105,12 +98,23 @@ def reinforce(credit: Credit) -> Tensor:
     return _to_tokens(kept_B[:, None].expand(-1, max(credit.step_BT.shape[1], 1)), credit)
 
 
+def _centre(credit: Credit) -> tuple[Tensor, Tensor, Tensor]:
+    """Return [B] float64 returns less their group's mean, whether siblings differ by more than rounding, group sizes.
+
+    An attempt at its group's mean differs from its siblings too.
+    """
+    mean_B, count_B = _group_mean(credit.returns_B.double(), credit)
+    centred_B = torch.where(credit.keep_B & (count_B > 1), credit.returns_B - mean_B, torch.zeros_like(mean_B))
+    differ_B = credit.keep_B & (_group_deviation(centred_B, credit) > EPSILON * (1 + mean_B.abs()))
+    return centred_B * differ_B, differ_B, count_B
+
+
 def _group_mean(values_B: Tensor, credit: Credit) -> tuple[Tensor, Tensor]:
     """Return each attempt's group mean and size, over the attempts that count."""
     keep_B = credit.keep_B.to(values_B.dtype)
     groups = int(credit.group_B.max()) + 1 if len(credit.group_B) else 0
-    sum_G = torch.zeros(groups).index_add(0, credit.group_B, values_B * keep_B)
-    count_G = torch.zeros(groups).index_add(0, credit.group_B, keep_B)
+    sum_G = values_B.new_zeros(groups).index_add(0, credit.group_B, values_B * keep_B)
+    count_G = values_B.new_zeros(groups).index_add(0, credit.group_B, keep_B)
     return (sum_G / count_G.clamp(min=1))[credit.group_B], count_G[credit.group_B]
 
 
@@ -133,4 +137,4 @@ def _scale(centred_B: Tensor, credit: Credit, std: Literal["group", "batch", "no
 
 def _to_tokens(turn_BT: Tensor, credit: Credit) -> Tensor:
     index_BL = credit.turn_BL.clamp(max=turn_BT.shape[1] - 1)
-    return turn_BT.gather(1, index_BL) * credit.sampled_BL
+    return turn_BT.gather(1, index_BL).float() * credit.sampled_BL

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from agentgym import registry
 from agentgym.errors import RecipeError
 from agentgym_trainers.advantages import Credit
 
@@ -24,12 +26,13 @@ def refuse_cancellation(scheme: Any, advantage: str, estimate: Callable[[Credit]
 
     A group-wise standard deviation divides out any `scale` of a group's rewards, and with it backward correction; a
     group mean takes away any `shift`, and with it forward correction. The estimator is tried on two groups of which
-    one is moved that way: if the advantages stay what they were, it cancels.
+    one is moved that way: if the advantages stay what they were, it cancels. A critic learns what a group is worth,
+    so an estimator that takes its values cancels any shift.
 
     Args:
         scheme: what names in `cancelled_by` the change that it depends on; other schemes pass.
         advantage: the estimator's name.
-        estimate: the estimator, options included.
+        estimate: the estimator, options included, and the values of a critic that knows nothing where it takes some.
 
     Raises:
         RecipeError: naming an estimator that keeps the correction.
@@ -41,7 +44,8 @@ def refuse_cancellation(scheme: Any, advantage: str, estimate: Callable[[Credit]
     second_B = plain.group_B == 1
     moved_B = plain.outcome_B * 3 if change == "scale" else plain.outcome_B + 3
     moved = replace(plain, outcome_B=torch.where(second_B, moved_B, plain.outcome_B))
-    if bool((estimate(plain) - estimate(moved)).abs().max() < _TOLERANCE):
+    learned = change == "shift" and "value_BL" in signature(registry.lookup("advantages", advantage)).parameters
+    if learned or bool((estimate(plain) - estimate(moved)).abs().max() < _TOLERANCE):
         raise RecipeError(
             f"the advantage {advantage!r} cancels the {type(scheme).__name__} of noisy rewards, because it is blind to "
             f"a group's {change}; {_ADVICE[change]}"

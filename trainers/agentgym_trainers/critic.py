@@ -56,8 +56,10 @@ class Critic(nn.Module):
         elif self._trunk_weight != 1 and states_ND.requires_grad:
             states_ND = states_ND.clone()
             states_ND.register_hook(lambda gradient: gradient * self._trunk_weight)  # type: ignore[no-untyped-call]
-        value_N1: Tensor = self.head(states_ND.to(self.head.weight.dtype))
-        return value_N1[:, 0].float()
+        # Values are compared with their own small changes, of which bfloat16's three digits would keep little.
+        with torch.autocast(states_ND.device.type, enabled=False):
+            value_N1: Tensor = self.head(states_ND.float())
+        return value_N1[:, 0]
 
 
 def value_loss(

@@ -45,8 +45,10 @@ def gae(
     _, advantage_BL = _estimate(credit, value_BL, gamma, lam, level)
     kept_BL = credit.sampled_BL & credit.keep_B[:, None]
     if whiten and bool(kept_BL.any()):
-        kept_N = advantage_BL[kept_BL]
-        advantage_BL = (advantage_BL - kept_N.mean()) / (kept_N.std(correction=0) + EPSILON)
+        kept_N = advantage_BL[kept_BL].double()
+        mean, deviation = kept_N.mean(), kept_N.std(correction=0)
+        differ = deviation > EPSILON * (1 + mean.abs())  # by more than rounding
+        advantage_BL = (advantage_BL - mean).float() / (deviation.float() + EPSILON) * differ
     return torch.where(kept_BL, advantage_BL, torch.zeros_like(advantage_BL))
 
 

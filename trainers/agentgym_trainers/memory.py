@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
+from math import ceil
 from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from agentgym import registry
 from agentgym.errors import RecipeError
 from agentgym_trainers.devices import available_memory
 from agentgym_trainers.models import load_config
@@ -23,6 +27,7 @@ _BFLOAT = 2
 _SURE = 0.9
 """Share of what the meta device keeps of a forward pass that real attention kernels keep at least."""
 _PROBE = 8
+_VLLM = "vLLM's share of the GPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +50,22 @@ class _Network:
                 f"wanted a causal language model, found a {config.model_type} at {config.name_or_path!r}; name another"
             ) from error
         weights = sum(one.numel() for one in (model if head else model.base_model).parameters())
-        trained = weights if lora is None else _adapters(model, lora.rank)
+        trained = weights if lora is None else _adapters(model, lora)
         return cls(weights, trained, _activations(model, settings, config.get_text_config(), frozen=lora is not None))
 
 
-def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> dict[str, int]:
+def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1, total: int | None = None) -> dict[str, int]:
     """Return the bytes that training a model needs at least on one device, by what needs them.
 
     Weights, gradients and both moments of AdamW are float32. Activations are those of one full micro-batch; of the
-    engine only a copy of the weights is counted, no keys and values, so that what is refused could not have run.
+    engine only a copy of the weights is counted, no keys and values, so that what is refused could not have run. But
+    vLLM takes a share of its GPU as it starts, and fills the rest of it with room for keys and values.
 
     Args:
         settings: of the trainer.
         config: the model's transformers configuration.
-        ranks: processes that share weights, gradients and moments.
+        ranks: processes that share weights, gradients, moments and rows.
+        total: bytes of the device, used or not; None asks it, where that matters.
 
     Raises:
         RecipeError: the critic's own model has no configuration.
@@ -66,8 +73,7 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
     policy, critic = _Network.of(config, settings, settings.lora), _own_critic(settings, config)
     copies = 1 + bool(settings.policy.loss_options.get("kl_weight"))
     compute = settings.compute
-    rows = max(settings.policy.tasks_per_step * settings.policy.attempts, settings.sft.batch_size)
-    tokens = min(compute.token_budget, rows * settings.model.context_length)
+    tokens = min(compute.token_budget, ceil(_rows(settings) / ranks) * settings.model.context_length)
     logits = min(compute.logit_budget, tokens * config.get_text_config().vocab_size)
     needs = {
         "weights": _FLOAT * (policy.weights * copies + critic.weights) // ranks,
@@ -77,9 +83,18 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1) -> d
     }
     if ranks > 1:
         needs["a whole copy for the sampler"] = _FLOAT * policy.weights
-    elif size := _sampler(settings):
+    elif share := _vllm_share(settings):
+        needs[_VLLM] = int(share * (_total_memory(compute.device) if total is None else total))
+    elif size := _copy(settings):
         needs["the sampler's weights"] = size * policy.weights
     return needs
+
+
+def _rows(settings: TrainerSettings) -> int:
+    """Return the most rows that an optimizer step trains on."""
+    policy, sft = settings.policy, settings.sft
+    attempts = ceil(policy.tasks_per_step * policy.attempts / policy.minibatches)
+    return max(attempts * (policy.steps > 0), sft.batch_size * (sft.steps > 0))
 
 
 def _own_critic(settings: TrainerSettings, config: Any) -> _Network:
@@ -92,19 +107,35 @@ def _own_critic(settings: TrainerSettings, config: Any) -> _Network:
     return _Network.of(load_config(critic.path), settings, None, head=False)
 
 
-def _sampler(settings: TrainerSettings) -> int:
+def _vllm_share(settings: TrainerSettings) -> float:
+    """Return the share of the learner's own GPU that vLLM takes: it begins with the first GPU."""
+    engine = settings.engine
+    if engine.name != "vllm" or settings.compute.device not in ("cuda", "cuda:0"):
+        return 0.0
+    default = signature(registry.lookup("engines", "vllm")).parameters["memory_share"].default
+    share = engine.options.get("memory_share", default)
+    return float((engine.options.get("options") or {}).get("gpu_memory_utilization", share))
+
+
+def _copy(settings: TrainerSettings) -> int:
     """Return the bytes per weight that the engine keeps on the learner's device beside the learner's own."""
     engine, compute = settings.engine, settings.compute
     if engine.name == "hf":
         here = settings.schedule.max_staleness > 0
-    else:  # vLLM takes the first GPU, and several share its weights
-        here = engine.name == "vllm" and compute.device in ("cpu", "cuda", "cuda:0")
+    else:  # several processes of vLLM share its weights
+        here = engine.name == "vllm" and compute.device == "cpu"
         here = here and (engine.options.get("options") or {}).get("tensor_parallel_size", 1) == 1
     dtype = engine.options.get("dtype") or compute.dtype
     return here * (_BFLOAT if dtype in ("bfloat16", "float16") else _FLOAT)
 
 
-def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, available: int | None = None) -> None:
+def _total_memory(device: str) -> int:
+    return int(torch.cuda.mem_get_info(torch.device(device))[1])
+
+
+def refuse_too_large(
+    settings: TrainerSettings, config: Any, *, ranks: int = 1, available: int | None = None, total: int | None = None
+) -> None:
     """Refuse a recipe that needs more memory than its device has free.
 
     Args:
@@ -112,22 +143,24 @@ def refuse_too_large(settings: TrainerSettings, config: Any, *, ranks: int = 1, 
         config: the model's transformers configuration.
         ranks: processes that share the weights; on a CPU they share its memory too.
         available: bytes; None asks the device.
+        total: bytes, used or not; None asks the device, where that matters.
 
     Raises:
         RecipeError: saying what needs how much, and what would need less; or the critic's model has no configuration.
     """
     device = settings.compute.device
-    needs = least_memory(settings, config, ranks=ranks)
+    needs = least_memory(settings, config, ranks=ranks, total=total)
     free = available_memory(device) if available is None else available
     if torch.device(device).type == "cpu":
         free //= ranks
     if sum(needs.values()) <= free:
         return
+    lower = "trainer.compute.token_budget" + (" or trainer.engine.options.memory_share" if _VLLM in needs else "")
     listed = ", ".join(f"{_gib(value)} for {name}" for name, value in needs.items())
     raise RecipeError(
         f"training this model needs at least {_gib(sum(needs.values()))} GiB on {device} ({listed}), found "
         f"{_gib(free)} GiB free; choose a smaller model or trainer.lora, set trainer.compute.recompute, or lower "
-        "trainer.compute.token_budget"
+        f"{lower}"
     )
 
 
@@ -170,10 +203,17 @@ def _kept(model: Any, *, frozen: bool) -> float:
     return sum(one.untyped_storage().nbytes() for one in seen.values()) / _PROBE
 
 
-def _adapters(model: Any, rank: int) -> int:
+def _adapters(model: Any, lora: LoraSettings) -> int:
+    """Return how many weights peft's adapters for the targets have at least: those of linear layers."""
     head = model.get_output_embeddings()
-    linear = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one is not head]
-    return sum(rank * (one.in_features + one.out_features) for one in linear)
+    linear = [(name, one) for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
+    if isinstance(lora.targets, list):
+        named = [one for name, one in linear if any(f".{name}".endswith(f".{target}") for target in lora.targets)]
+    elif lora.targets.lower() == "all-linear":
+        named = [one for _, one in linear if one is not head]
+    else:
+        named = [one for name, one in linear if re.fullmatch(lora.targets, name)]
+    return sum(lora.rank * (one.in_features + one.out_features) for one in named)
 
 
 def _gib(value: int) -> str:

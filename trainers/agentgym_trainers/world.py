@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ from agentgym.errors import RecipeError
 from agentgym_trainers.devices import check_device
 
 Item = TypeVar("Item")
+
+_PATIENCE = timedelta(days=1)
+"""Processes that are done wait for the one with the slowest episodes, whose limits are the recipe's; that one of them
+has died, torchrun notices long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class World:
         if device.startswith("cuda"):
             torch.cuda.set_device(here)
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, timeout=_PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
