@@ -28,7 +28,8 @@ class RolloutRequest:
     """How the loss treats a hinted attempt that is trained in its bare context."""
     spare: int = 0
     """Attempts started beyond n: the first n to end with a verdict are kept and the others cancelled, so that nobody
-    waits for stragglers. What is kept is then what was quick; the group counts how many were cut."""
+    waits for stragglers. What is kept is then what was quick; the group counts how many were cut, and has those that
+    were lost without a verdict among its replaced."""
 
 
 class Guidance(Protocol):

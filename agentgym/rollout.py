@@ -142,9 +142,11 @@ class Rollouts:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        kept = sorted(ended, key=lambda one: not one.scored)[: request.n]
-        kept.sort(key=lambda one: one.attempt)
-        return Group(request.task.id, kept, guided=request.hint is not None, cut=len(attempts) - len(kept))
+        ended.sort(key=lambda one: not one.scored)
+        kept = sorted(ended[: request.n], key=lambda one: one.attempt)
+        lost = [one for one in ended[request.n :] if not one.scored]
+        cut = len(attempts) - len(kept) - len(lost)
+        return Group(request.task.id, kept, guided=request.hint is not None, cut=cut, replaced=lost)
 
     async def _gated(self, attempt: Attempt, gate: asyncio.Semaphore, pool: ThreadPoolExecutor) -> Trajectory:
         async with gate:
@@ -197,5 +199,7 @@ async def _all(jobs: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
 def _finished(group: Group, rounds: Sequence[Group]) -> Group:
     for index, one in enumerate(group.trajectories):
         one.attempt = index
+    kept = {id(one) for one in group.trajectories}
+    group.replaced = [one for each in rounds for one in each.ended if id(one) not in kept]
     group.cut = sum(one.cut for one in rounds)
     return group

@@ -240,6 +240,18 @@ class Group:
     guided: bool = False
     cut: int = 0
     """Spare attempts that were cancelled or left out because enough others had ended before them."""
+    replaced: list[Trajectory] = field(default_factory=list)
+    """Attempts that ended and are not trained, because spare or hinted ones stand in for them."""
+
+    @property
+    def ended(self) -> list[Trajectory]:
+        """All attempts that ended, trained or replaced: what machines lost is a share of these."""
+        return [*self.trajectories, *self.replaced]
+
+    @property
+    def unaided(self) -> list[Trajectory]:
+        """Those of them that saw no hint: what the policy can do by itself."""
+        return [one for one in self.ended if one.hint is None]
 
     @property
     def scored(self) -> list[Trajectory]:

@@ -87,7 +87,16 @@ def test_the_first_attempts_to_end_are_kept_and_stragglers_leave_no_sandbox(proc
     assert [one.attempt for one in found.trajectories] == sorted({one.attempt for one in found.trajectories})
 
 
-def test_an_attempt_without_a_verdict_does_not_win_the_race() -> None:
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        pytest.param(VerifierError("crashed"), "verifier", id="its-grader-failed"),
+        pytest.param(SandboxError("gone"), "infrastructure", id="its-sandbox-was-lost"),
+    ],
+)
+def test_an_attempt_without_a_verdict_does_not_win_the_race_and_is_not_cut_for_being_slow(
+    error: Exception, end: str
+) -> None:
     lock, judged = threading.Lock(), [0]
 
     class Flaky(ToyEnv):
@@ -96,15 +105,16 @@ def test_an_attempt_without_a_verdict_does_not_win_the_race() -> None:
                 judged[0] += 1
                 first = judged[0] <= 2
             if first:
-                raise VerifierError("crashed")
-            time.sleep(0.05)
+                raise error
+            time.sleep(0.3)
             return True
 
     policy = ScriptedPolicy(lambda _: [SOLVE])
     request = RolloutRequest(toy_task(0), 2, seed=1, spare=2)
-    found = asyncio.run(Rollouts(Flaky, policy, Limits()).run([request]))[0]
+    found = asyncio.run(Rollouts(Flaky, policy, Limits(retries=0)).run([request]))[0]
     assert [one.scored for one in found.trajectories] == [True, True]
-    assert found.cut == 2
+    assert ([one.end for one in found.replaced], found.cut) == ([end, end], 0)
+    assert len(found.ended) == 4
 
 
 def test_what_is_refused_stops_a_race_too() -> None:
@@ -120,6 +130,18 @@ def test_rounds_of_guidance_race_too_and_their_cuts_add_up() -> None:
     rollouts = Rollouts(ToyEnv, ScriptedPolicy(lambda _: ["```answer\nwrong\n```"]), Limits())
     group = asyncio.run(rollouts.run_guided([toy_task(0)], Guide(), size=2, seed=0, spare=1))[0]
     assert (len(group.trajectories), group.guided, group.cut) == (2, True, 2)
+    assert [one.hint is None for one in group.trajectories] == [False] * 2
+    assert [one.hint is None for one in group.replaced] == [True] * 2
+    assert group.unaided == group.replaced
+
+
+def test_what_hinted_attempts_stand_in_for_is_kept_aside_and_never_twice() -> None:
+    rollouts = Rollouts(ToyEnv, ScriptedPolicy(lambda _: ["```answer\nwrong\n```"]), Limits())
+    group = asyncio.run(rollouts.run_guided([toy_task(0)], Guide(attempts=1), size=3, seed=0))[0]
+    assert [one.hint is None for one in group.trajectories] == [True, True, False]
+    assert ([one.hint for one in group.replaced], len(group.unaided), len(group.ended)) == ([None], 3, 4)
+    solved = Rollouts(ToyEnv, ScriptedPolicy(lambda _: [SOLVE]), Limits())
+    assert asyncio.run(solved.run_guided([toy_task(0)], Guide(), size=3, seed=0))[0].replaced == []
 
 
 def test_calls_that_share_a_gate_stay_within_it_together_and_tell_of_every_action() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +83,12 @@ def test_the_kl_term_is_zero_at_the_reference_and_pulls_towards_it() -> None:
     found = torch.autograd.grad(loss, logp)[0]
     assert metrics["kl_ref"] > 0
     assert (found[MASK] < 0).all()
+
+
+@pytest.mark.parametrize("loss", [clipped, truncated])
+def test_only_where_there_is_a_reference_is_it_told_how_far_away_it_is(loss: Any) -> None:
+    assert "kl_ref" not in loss(LOGP, OLD, None, ADVANTAGE, MASK, WEIGHT)[1]
+    assert loss(LOGP, OLD, LOGP + 0.5, ADVANTAGE, MASK, WEIGHT, kl_weight=0.1)[1]["kl_ref"] > 0
 
 
 def test_a_kl_term_needs_a_reference() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,7 +23,7 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.collect import Room
 from agentgym_trainers.models import export, new_model, refuse_longer
 from agentgym_trainers.native import NativeTrainer
-from agentgym_trainers.policies import checkpoint_policy
+from agentgym_trainers.policies import CheckpointOptions, checkpoint_policy
 from agentgym_trainers.settings import ModelSettings
 
 BEGUN = count()
@@ -55,7 +58,38 @@ class NoSandboxes(CalculatorEnv):
         raise SandboxError("no sandbox could be started")
 
 
-ENVIRONMENTS = {"tests/NoSandbox-v0": NoSandbox, "tests/NoTools-v0": NoTools, "tests/NoSandboxes-v0": NoSandboxes}
+class OneWithoutSandbox(CalculatorEnv):
+    """The last of a task's four attempts finds no sandbox, and the others wait until it is lost."""
+
+    begun: ClassVar[Counter[str]] = Counter()
+    lost: ClassVar[defaultdict[str, threading.Event]] = defaultdict(threading.Event)
+    lock = threading.Lock()
+
+    def reset(self, **given: Any) -> Any:
+        """Begin, or not."""
+        found = super().reset(**given)
+        self._waits = self._full_task.split == "train"
+        with self.lock:
+            gone = self.lost[self._full_task.id]
+            self.begun[self._full_task.id] += self._waits
+            last = self.begun[self._full_task.id] == 4
+        if last:
+            gone.set()
+            raise SandboxError("no sandbox could be started")
+        return found
+
+    def step(self, action: Any) -> Any:
+        """Act, once it is lost."""
+        if self._waits:
+            assert self.lost[self._full_task.id].wait(20)
+            time.sleep(0.3)
+        return super().step(action)
+
+
+ENVIRONMENTS = {
+    "tests/NoSandbox-v0": NoSandbox, "tests/NoTools-v0": NoTools, "tests/NoSandboxes-v0": NoSandboxes,
+    "tests/OneWithoutSandbox-v0": OneWithoutSandbox,
+}  # fmt: skip
 
 
 def train(lab: Any, folder: Path, environment: str, **trainer: Any) -> RunDirectory:
@@ -81,6 +115,13 @@ def test_a_run_goes_on_without_attempts_that_never_began(
     assert max(lost) > 0
     assert min(trained) > 0
     assert lab.column(run, "rollout/unscored") == lost
+
+
+def test_attempts_that_spare_ones_stand_in_for_are_lost_and_not_cut(lab: Any, tmp_path: Path) -> None:
+    run = train(lab, tmp_path, "tests/OneWithoutSandbox-v0", schedule={"max_staleness": 2, "spare_attempts": 1})
+    assert [len(run.read_trajectories(step)) for step in run.steps()] == [6, 6]
+    assert lab.column(run, "rollout/infrastructure") == lab.column(run, "rollout/unscored") == [1 / 4, 1 / 4]
+    assert lab.column(run, "schedule/attempts_cut") == [0.0, 0.0]
 
 
 def test_a_warm_start_goes_on_without_demonstrations_that_never_began(lab: Any, tmp_path: Path) -> None:
@@ -139,7 +180,7 @@ def test_a_context_longer_than_the_models_is_refused_only_where_it_was_asked_for
     ):
         train(lab, tmp_path, "agentgym/Calculator-v0", model={"path": str(tmp_path / "model"), "context_length": 65})
     with pytest.raises(RecipeError, match=r"at most the 64 tokens that the model reads, found 65"):
-        checkpoint_policy(tmp_path / "model", context_length=65)
+        checkpoint_policy(tmp_path / "model", options=CheckpointOptions(context_length=65))
 
 
 def test_an_empty_buffer_is_a_row_of_padding() -> None:

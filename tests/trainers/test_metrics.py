@@ -13,13 +13,17 @@ import torch
 from typer.testing import CliRunner
 
 from agentgym.cli.app import app
+from agentgym.cli.curves import ALARM, PREFERRED
+from agentgym.difficulty import difficulties_of
 from agentgym.errors import AgentgymError
+from agentgym.evaluate import summarise
 from agentgym.recipe import Recipe
 from agentgym.rewards import Rewards
 from agentgym.run import RunDirectory
-from agentgym.types import EndReason, Group, Trajectory
+from agentgym.task import Public, Task
+from agentgym.types import EndReason, Group, Trajectory, Trust, Verdict
 from agentgym_trainers.checkpoint import Checkpoints
-from agentgym_trainers.metrics import METRICS, is_metric, table
+from agentgym_trainers.metrics import METRICS, evaluated, is_metric, table
 from agentgym_trainers.models import load_model
 from agentgym_trainers.native import NativeTrainer
 from agentgym_trainers.optimizer import CollapseError
@@ -53,6 +57,19 @@ def train(chosen: Recipe, folder: Path) -> RunDirectory:
 def test_the_documentation_lists_the_catalogue() -> None:
     _, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- metrics: begin -->\n")
     assert rest.partition("<!-- metrics: end -->")[0] == table()
+
+
+def test_what_a_run_shows_first_is_logged_by_the_trainer() -> None:
+    assert [name for name in (ALARM, *PREFERRED) if not is_metric(name)] == []
+
+
+def test_an_evaluation_reports_the_metrics_that_it_is_said_to() -> None:
+    tasks = [Task(id=str(one), split="test", public=Public(prompt="?"), difficulty=one % 2) for one in range(4)]
+    right = Verdict(value=1.0, level="any", trust=Trust.RPC)
+    groups = [Group(one.id, [Trajectory(one.id, "test", (), [], right)] * 3) for one in tasks]
+    names = evaluated(3, difficulties_of(tasks).values())
+    assert sorted(names) == sorted(summarise(tasks, groups, attempts=3).metrics())
+    assert all(is_metric(name) for name in names)
 
 
 def test_every_metric_that_is_logged_is_documented_and_every_documented_one_is_logged(lab: Any, tmp_path: Path) -> None:
@@ -97,6 +114,9 @@ def test_rising_step_rewards_over_falling_outcomes_raise_an_alarm(caplog: pytest
     up, down = [0.1, 0.12, 0.1, 0.5, 0.52, 0.6], [0.7, 0.72, 0.69, 0.3, 0.2, 0.1]
     assert follow(down, up) == [1.0]
     assert "the reward is being gamed" in caplog.text
+    caplog.clear()
+    assert follow([*down, 0.05], [*up, 0.65]) == [1.0, 1.0]
+    assert caplog.text.count("the reward is being gamed") == 1  # not of every step
     assert follow(up, up) == follow(down, down) == follow(up, down) == [0.0]
     assert follow([0.5] * 8, up + [0.6] * 2) == [0.0] * 3
 

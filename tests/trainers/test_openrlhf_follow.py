@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from agentgym_trainers.bridges.openrlhf.events import Events, translate
 from agentgym_trainers.bridges.openrlhf.follow import Follower
 from agentgym_trainers.bridges.openrlhf.launch import Launch
 from agentgym_trainers.checkpoint import Checkpoints
+from agentgym_trainers.optimizer import CollapseError
 
 
 def test_event_files_become_metrics_a_step_later_or_at_the_end(tmp_path: Path) -> None:
@@ -104,6 +106,72 @@ def test_where_sampling_overlaps_learning_a_checkpoint_waits_for_its_evaluation(
         following.look()
     (kept,) = Checkpoints(launch.run.checkpoints, 3).all()
     assert (kept.step, kept.score) == (2, 0.75)
+
+
+def told(writer: Any, step: int, turns: int) -> None:
+    """What OpenRLHF says of a step."""
+    writer.add_scalar("train/rollout/reward_mean", 0.5, step)
+    writer.add_scalar("train/turns", turns, step)
+    writer.flush()
+
+
+def test_what_is_saved_beyond_a_bound_is_marked_and_the_reason_names_the_checkpoint_from_before(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    trainer = {
+        "policy": {"steps": 8, "tasks_per_step": 4, "attempts": 2},
+        "checkpoint": {"every": 1, "keep": 1},
+        "watch": {"stop": [{"metric": "rollout/turns", "above": 5.0, "steps": 3}]},
+    }
+    launch, following = follower(tmp_path, trainer)
+
+    def follow() -> None:
+        with following.begin(0), SummaryWriter(str(launch.files.metrics / "run")) as writer:
+            for step, turns in enumerate([1, 1, 9, 9, 9, 1], start=1):
+                told(writer, step, turns)
+                saved(launch, step)
+                if step == 6:  # of which, and of the next, nothing is known as the rule is broken
+                    saved(launch, 7)
+                    following.look()
+
+    reason = r"stopped after step 5: rollout/turns was above 5 3 times in a row.*; .* from before is .*step-000002$"
+    with pytest.raises(CollapseError, match=reason):
+        follow()
+    kept = Checkpoints(launch.run.checkpoints, 1).all()
+    assert [(one.step, one.suspicious) for one in kept] == [(2, False), (7, True)]
+    assert json.loads((launch.run.path / "stopped.json").read_text())["step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "passed", "suspicious"),
+    [
+        pytest.param({"metric": "eval/pass@1", "below": 0.5, "steps": 2}, 0.25, [2, 3, 4], id="beyond-a-bound"),
+        pytest.param({"metric": "rollout/turns", "above": 5.0, "steps": 9}, 0.75, [3, 4], id="before-a-step-was"),
+    ],
+)
+def test_an_evaluation_that_is_told_late_raises_doubts_from_its_own_step_on(
+    tmp_path: Path, rule: Mapping[str, Any], passed: float, suspicious: list[int]
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    trainer = {
+        "policy": {"steps": 8, "tasks_per_step": 4, "attempts": 2},
+        "schedule": {"max_staleness": 2},
+        "checkpoint": {"every": 1, "keep": 9},
+        "watch": {"stop": [rule]},
+    }
+    launch, following = follower(tmp_path, trainer, evaluation={"every": 2})
+    with following.begin(0), SummaryWriter(str(launch.files.metrics / "run")) as writer:
+        for step, turns in enumerate([1, 1, 9, 9], start=1):
+            told(writer, step, turns)
+            saved(launch, step)
+        following.look()
+        writer.add_scalar("eval/eval_test_pass1", passed, 2)
+        told(writer, 5, 9)
+        following.look()
+    kept = Checkpoints(launch.run.checkpoints, 9).all()
+    assert [one.step for one in kept] == [1, 2, 3, 4]
+    assert [one.step for one in kept if one.suspicious] == suspicious
 
 
 def test_a_training_that_is_done_is_not_begun_anew(tmp_path: Path) -> None:

@@ -52,13 +52,22 @@ from agentgym_trainers.bridges.openrlhf.refusals import refuse, refuse_parts
             {"schedule": {"max_staleness": 1}, "checkpoint": {"best": "eval/pass@1"}},
             "chosen among the steps that have a checkpoint, every 10, and an evaluation, every 0",
         ),
-        ({"checkpoint": {"best": "eval/pass@2"}}, "its evaluations report eval/pass@1"),
+        ({"checkpoint": {"best": "eval/pass@2"}}, "best is 'eval/pass@2': evaluations report eval/pass@1"),
         ({"watch": {"stop": [{"metric": "train/drift", "above": 1.0}]}}, "it does not report train/drift"),
     ],
 )
 def test_what_openrlhf_cannot_do_is_refused_with_the_reason(trainer: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         words(recipe(trainer))
+
+
+def test_the_best_checkpoint_is_told_by_what_the_warm_starts_evaluation_reports_too() -> None:
+    evaluation = {"attempts": 3}
+    made = recipe({"checkpoint": {"best": "eval/pass@3"}}, evaluation=evaluation)
+    with pytest.raises(RecipeError, match=r"best is 'eval/pass@3': evaluations report eval/pass@1$"):
+        words(made)
+    there = {"model": {"path": "/models/start"}, "checkpoint": {"best": "eval/pass@3"}}
+    assert "--ckpt.best_metric_key" in words(recipe(there, evaluation=evaluation))
 
 
 @pytest.mark.parametrize(

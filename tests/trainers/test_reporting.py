@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from agentgym.difficulty import difficulties_of
-from agentgym.rewards import Rewards
+from agentgym.rewards import OutcomeOnly, Rewards
 from agentgym.task import Public, Task
 from agentgym.tokens import TokenBuffer
 from agentgym.types import EndReason, Group, Message, Noise, Trajectory, Trust, Turn, Verdict
-from agentgym_trainers.reporting import Stopwatch, resources, rollout_metrics
+from agentgym_trainers.reporting import Stopwatch, resources, rollout_metrics, unaided_rewards
 
 
 def attempt(value: float | None, *stops: str, end: EndReason = "submitted", noise: Noise | None = None) -> Trajectory:
@@ -67,6 +68,51 @@ def test_every_figure_of_hand_made_groups_is_what_a_hand_counts() -> None:
     found = rollout_metrics(GROUPS, REWARDS, {"easy": "1", "hard": "2.5"})
     rollout = {f"rollout/{name}": value for name, value in EXPECTED.items()}
     assert found == pytest.approx(rollout | {f"end/{name}": ENDS.get(name, 0.0) for name in get_args(EndReason)})
+
+
+def test_attempts_that_others_stand_in_for_are_among_those_that_were_lost() -> None:
+    spared = Group("task", [attempt(1.0, "stop")] * 8, replaced=[attempt(None, end="infrastructure")] * 2)
+    found = rollout_metrics([spared], [Rewards([1.0] * 8, [[0.0]] * 8, [True] * 8)])
+    assert found["rollout/infrastructure"] == found["rollout/unscored"] == found["end/infrastructure"] == 2 / 10
+    assert (found["end/submitted"], found["rollout/pass_rate"], found["rollout/turns"]) == (8 / 10, 1.0, 1.0)
+
+
+def hinted(value: float) -> Trajectory:
+    return replace(attempt(value, "stop"), hint="look there")
+
+
+OUTCOMES = OutcomeOnly()
+
+
+def test_what_the_policy_achieves_is_measured_without_hints_and_what_it_learns_from_with_them() -> None:
+    failed, lost = attempt(0.0, "stop"), attempt(None, end="infrastructure")
+    groups = [
+        Group("easy", [attempt(1.0, "stop"), attempt(0.0, "stop")]),
+        Group("hard", [failed, hinted(1.0), hinted(1.0)], guided=True, replaced=[failed, lost]),
+    ]
+    rewards = [OUTCOMES(group) for group in groups]
+    unaided = unaided_rewards(groups, rewards, OUTCOMES)
+    found = rollout_metrics(groups, rewards, {"easy": "1", "hard": "2"}, unaided)
+    assert found["rollout/pass_rate"] == found["rollout/outcome"] == 1 / 4
+    assert (found["rollout/difficulty_1"], found["rollout/difficulty_2"]) == (1 / 2, 0.0)
+    assert found["rollout/reward"] == 3 / 5
+    assert found["rollout/infrastructure"] == found["rollout/unscored"] == 1 / 7
+
+
+def test_a_step_of_hinted_attempts_alone_is_measured_on_these() -> None:
+    groups = [Group("easy", [hinted(1.0), hinted(0.0)], guided=True)]
+    rewards = [OUTCOMES(group) for group in groups]
+    found = rollout_metrics(groups, rewards, {"easy": "1"}, unaided_rewards(groups, rewards, OUTCOMES))
+    assert found["rollout/pass_rate"] == found["rollout/outcome"] == found["rollout/difficulty_1"] == 1 / 2
+
+
+def test_attempts_without_siblings_say_nothing_of_groups_without_signal() -> None:
+    def found(*groups: Group) -> dict[str, float]:
+        return rollout_metrics(groups, [OUTCOMES(group) for group in groups])
+
+    alone = Group("easy", [attempt(1.0, "stop")])
+    assert "rollout/groups_without_signal" not in found(alone, alone)
+    assert found(alone, FLAT, LOST, MIXED)["rollout/groups_without_signal"] == 2 / 3
 
 
 def test_verdicts_under_noise_are_told_as_given_and_as_meant() -> None:

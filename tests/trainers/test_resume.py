@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from agentgym import registry
 from agentgym.cli.app import app
-from agentgym.errors import RecipeError
+from agentgym.errors import RecipeError, TaskError, UnknownNameError
 from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
 from agentgym_trainers.advantages import Credit
@@ -146,6 +147,14 @@ def test_a_checkpoint_of_another_model_does_not_continue_a_run(lab: Any, uninter
         NativeTrainer().train(other.prepare(), uninterrupted, resume=True)
 
 
+def test_other_tasks_are_told_of_and_no_checkpoint_is_blamed_for_them(lab: Any, uninterrupted: RunDirectory) -> None:
+    prepared = small_recipe(lab).prepare()
+    fewer = replace(prepared, train=prepared.train[1:])
+    count = len(prepared.train)
+    with pytest.raises(TaskError, match=rf"was sampling from {count} tasks, the recipe now has {count - 1}; resume"):
+        NativeTrainer().train(fewer, uninterrupted, resume=True)
+
+
 def test_a_checkpoint_that_holds_another_model_is_one_sentence(lab: Any, tmp_path: Path) -> None:
     trainer = {"model": SMALL, "policy": {"steps": 1, "tasks_per_step": 2, "attempts": 2}}
     chosen = lab.recipe(trainer=trainer, tasks={"train": 20, "test": 2})
@@ -240,12 +249,25 @@ def test_a_continuation_that_judges_otherwise_keeps_its_own_best(lab: Any, tmp_p
     assert best.score == max(line["eval/pass@1"] for line in run.metrics() if line["step"] > 2 and "eval/turns" in line)
 
 
-def test_a_metric_that_no_evaluation_reports_is_refused_before_training(lab: Any, tmp_path: Path) -> None:
-    trainer = {"model": SMALL, "policy": {"steps": 1}, "checkpoint": {"best": "eval/reward"}}
-    chosen = lab.recipe(trainer=trainer, tasks={"train": 4, "test": 2})
+def test_a_metric_that_no_evaluation_knows_is_refused_with_the_recipe(lab: Any) -> None:
+    with pytest.raises(UnknownNameError, match=r"no metric is registered as 'eval/reward'"):
+        lab.recipe(trainer={"checkpoint": {"best": "eval/reward"}})
+
+
+@pytest.mark.parametrize("best", ["eval/pass@3", "eval/pass@4", "eval/difficulty_99"])
+def test_a_metric_that_no_evaluation_reports_is_refused_before_training(lab: Any, tmp_path: Path, best: str) -> None:
+    trainer = {
+        "model": SMALL,
+        "sft": {"steps": 1, "batch_size": 2, "demonstrations": 4},
+        "policy": {"steps": 1},
+        "checkpoint": {"best": best},
+    }
+    chosen = lab.recipe(trainer=trainer, evaluation={"attempts": 3}, tasks={"train": 4, "test": 2})
     run = RunDirectory.create(tmp_path, chosen, name="run")
-    with pytest.raises(RecipeError, match=r"no 'eval/reward'; they report .*eval/pass@1"):
+    reported = r"eval/pass@1, eval/pass@1_low, .*eval/pass@2, .*eval/turns, eval/difficulty_"
+    with pytest.raises(RecipeError, match=rf"trainer.checkpoint.best is '{best}': evaluations report {reported}"):
         NativeTrainer().train(chosen.prepare(), run, resume=False)
+    assert run.metrics() == []
 
 
 def test_a_run_with_checkpoints_is_not_overwritten(lab: Any, uninterrupted: RunDirectory) -> None:

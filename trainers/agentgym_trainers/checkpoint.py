@@ -152,7 +152,9 @@ class Checkpoints:
         torch.save({**state, "generators": _generators()}, aside / "state.pt")
         return self._place(aside, step, recipe, score, suspicious=suspicious)
 
-    def adopt(self, step: int, model: Path, recipe: Mapping[str, Any], *, score: float | None = None) -> Checkpoint:
+    def adopt(
+        self, step: int, model: Path, recipe: Mapping[str, Any], *, score: float | None = None, suspicious: bool = False
+    ) -> Checkpoint:
         """Make a checkpoint, from which no run goes on, of a Hugging Face folder that another trainer wrote.
 
         Args:
@@ -160,10 +162,11 @@ class Checkpoints:
             model: the folder; it is moved.
             recipe: plain data.
             score: as in `write`.
+            suspicious: as in `write`.
         """
         aside = self._aside(step)
         shutil.move(model, aside / "model")
-        return self._place(aside, step, recipe, score)
+        return self._place(aside, step, recipe, score, suspicious=suspicious)
 
     def _aside(self, step: int) -> Path:
         """Return a new folder in which a checkpoint is written, and remove what a kill left."""

@@ -77,20 +77,19 @@ def clipped(
         gain_BL = torch.where(chosen_B1, free_BL * advantage_BL, gain_BL)
         cut_BL = cut_BL & ~chosen_B1
     loss = -(weight_BL * gain_BL).sum()
-    kl = _k3(logp_BL, logp_ref_BL, weight_BL)
-    loss = loss + kl_weight * kl
     metrics = {
         "clip_fraction": float((cut_BL * weight_BL).sum()),
         "ratio": float((ratio_BL.detach() * weight_BL).sum()),
-        "kl_ref": float(kl.detach()),
     }
+    if logp_ref_BL is not None:
+        kl = _k3(logp_BL, logp_ref_BL, weight_BL)
+        loss = loss + kl_weight * kl
+        metrics["kl_ref"] = float(kl.detach())
     return loss, metrics
 
 
-def _k3(logp_BL: Tensor, logp_ref_BL: Tensor | None, weight_BL: Tensor) -> Tensor:
-    """Return Schulman's k3 estimate of KL(policy || reference), weighted; 0 without a reference."""
-    if logp_ref_BL is None:
-        return logp_BL.new_zeros(())
+def _k3(logp_BL: Tensor, logp_ref_BL: Tensor, weight_BL: Tensor) -> Tensor:
+    """Return Schulman's k3 estimate of KL(policy || reference), weighted."""
     back_BL = torch.where(weight_BL > 0, logp_ref_BL - logp_BL, torch.zeros_like(logp_BL))
     return (weight_BL * (back_BL.exp() - back_BL - 1)).sum()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import get_args
 
@@ -14,10 +14,23 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "sft/tokens": ("demonstrated tokens in the batch", ""),
     "sft/grad_norm": ("gradient norm before it is clipped", "far above `optim.grad_clip` for long"),
     "sft/lr": ("learning rate", ""),
-    "rollout/reward": ("mean of outcome plus step rewards", "it rises and `rollout/pass_rate` does not"),
-    "rollout/outcome": ("mean outcome reward", "it falls while `rollout/step_reward` rises"),
-    "rollout/step_reward": ("mean sum of an attempt's step rewards", "it rises while `rollout/outcome` falls"),
-    "rollout/pass_rate": ("share of scored attempts that are entirely right", "it falls, or stays 0"),
+    "rollout/reward": (
+        "mean of outcome plus step rewards, of all attempts that are trained, hinted or not",
+        "it rises and `rollout/pass_rate` does not",
+    ),
+    "rollout/outcome": (
+        "mean outcome reward, of the same attempts as the pass rate",
+        "it falls while `rollout/step_reward` rises",
+    ),
+    "rollout/step_reward": (
+        "mean sum of an attempt's step rewards, of the same attempts as the pass rate",
+        "it rises while `rollout/outcome` falls",
+    ),
+    "rollout/pass_rate": (
+        "share of scored attempts that are entirely right; only of attempts without a hint, if there are any, replaced "
+        "ones (see `rollout/unscored`) included",
+        "it falls, or stays 0",
+    ),
     "rollout/difficulty_*": (
         "pass rate of the step's tasks of one difficulty; where a task set has more than twelve, of one of at most "
         "twelve bands of about as many tasks each, named by the lowest and the highest difficulty in it",
@@ -27,13 +40,23 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "rollout/sampled_tokens": ("tokens sampled by the attempts of the step", ""),
     "rollout/truncated": ("share of turns that were cut by a token limit", "above 0.1: raise the limit"),
     "rollout/groups_without_signal": (
-        "share of groups whose attempts all have the same return: they teach nothing",
+        "share of the groups of two or more attempts whose attempts all have the same return: they teach nothing",
         "near 1: tasks are too easy or too hard",
     ),
     "rollout/groups_guided": ("share of groups in which hinted attempts are trained", "it does not fall"),
-    "rollout/unscored": ("share of attempts without a verdict, left out of everything", "above 0.05"),
-    "rollout/infrastructure": ("share of attempts that sandboxes or engines lost", "above 0.02"),
-    "end/*": ("share of attempts that ended so: submitted, turns, tokens, time, context, …", "`error` above 0"),
+    "rollout/unscored": (
+        "share of attempts without a verdict, left out of everything else; replaced ones included: those that ended, "
+        "and in whose place a spare or a hinted one is trained",
+        "above 0.05",
+    ),
+    "rollout/infrastructure": (
+        "share of attempts that sandboxes or engines lost, replaced ones included",
+        "above 0.02",
+    ),
+    "end/*": (
+        "share of attempts, replaced ones included, that ended so: submitted, turns, tokens, time, context, …",
+        "`error` above 0",
+    ),
     "noise/flipped": ("share of verdicts that injected noise flipped", ""),
     "noise/clean_pass_rate": ("pass rate without the injected noise", ""),
     "noise/appealed": ("share of verdicts that a trusted grader judged again", ""),
@@ -41,7 +64,10 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "noise/rho1/*": ("estimated rate at which right answers are rejected", ""),
     "schedule/staleness": ("mean weight updates between an attempt's oldest token and its training", ""),
     "schedule/staleness_max": ("the same, of the stalest attempt of the step", ""),
-    "schedule/carried": ("share of attempts that went on over a weight update", ""),
+    "schedule/carried": (
+        "share of attempts that went on over a weight update, as far as turns tell: one within the last does not show",
+        "",
+    ),
     "schedule/groups_stale": (
         "groups cancelled since the last step because they would be too stale",
         "more than a few: raise `max_staleness`",
@@ -63,7 +89,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
         "on-policy above 0.01: engine and trainer disagree",
     ),
     "train/kl": ("estimated KL (k3) of the policy from what sampled the batch", "above 0.1"),
-    "train/kl_ref": ("estimated KL (k3) of the policy from the phase's beginning, where `kl_weight` asks", ""),
+    "train/kl_ref": ("estimated KL (k3) of the policy from the phase's beginning; only where `kl_weight` asks", ""),
     "train/ratio": ("mean importance ratio of policy and sampler", "far from 1"),
     "train/clip_fraction": ("share of tokens whose ratio was clipped or truncated", "above 0.3"),
     "train/grad_norm": ("gradient norm before it is clipped", "far above `optim.grad_clip` for long"),
@@ -113,6 +139,23 @@ def is_metric(name: str) -> bool:
     if name.startswith("end/"):
         return name in ENDS
     return any(fnmatchcase(name, one) for one in METRICS)
+
+
+def evaluated(attempts: int, difficulties: Iterable[str] = ()) -> list[str]:
+    """Return the metrics of an evaluation, from its attempts per task and what the difficulties of tasks are called.
+
+    >>> evaluated(3)[::3]
+    ['eval/pass@1', 'eval/pass@2', 'eval/unscored']
+    """
+    passes = [f"eval/pass@{2**power}{end}" for power in range(attempts.bit_length()) for end in ("", "_low", "_high")]
+    return [*passes, "eval/unscored", "eval/turns", *dict.fromkeys(f"eval/difficulty_{one}" for one in difficulties)]
+
+
+def why_not_best(metric: str | None, known: Collection[str]) -> str | None:
+    """Return why no checkpoint can be the best by a metric, where evaluations do not report it; None if one can."""
+    if metric is None or metric in known:
+        return None
+    return f"trainer.checkpoint.best is {metric!r}: evaluations report {', '.join(known)}"
 
 
 def table() -> str:

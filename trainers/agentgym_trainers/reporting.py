@@ -10,7 +10,7 @@ from typing import get_args
 
 import torch
 
-from agentgym.rewards import Rewards
+from agentgym.rewards import Rewards, RewardScheme
 from agentgym.types import EndReason, Group, Trajectory, count_by_end, pass_rate
 
 Metrics = dict[str, float]
@@ -50,43 +50,61 @@ class Stopwatch:
         return found
 
 
-def rollout_metrics(
-    groups: Sequence[Group], rewards: Sequence[Rewards], difficulties: Mapping[str, str] | None = None
-) -> Metrics:
-    """Describe one step's attempts; outcome and step reward parting ways means that the reward is being gamed.
+def unaided_rewards(groups: Sequence[Group], rewards: Sequence[Rewards], scheme: RewardScheme) -> list[Rewards]:
+    """Return what attempts without a hint are worth, priced as if there had been no others, for groups that have any.
 
     Args:
         groups: what was sampled.
-        rewards: of each group.
+        rewards: of each group's trained attempts.
+        scheme: what priced them.
+    """
+    return [
+        scheme(Group(group.task_id, group.unaided)) if group.guided or group.replaced else priced
+        for group, priced in zip(groups, rewards, strict=True)
+        if group.unaided
+    ]
+
+
+def rollout_metrics(
+    groups: Sequence[Group],
+    rewards: Sequence[Rewards],
+    difficulties: Mapping[str, str] | None = None,
+    unaided: Sequence[Rewards] = (),
+) -> Metrics:
+    """Describe one step's attempts; outcome and step reward parting ways means that the reward is being gamed.
+
+    What the policy achieves is measured on attempts without a hint, where there are any: those that hinted ones stand
+    in for have failed, and without them a run would look the better the more of it fails.
+
+    Args:
+        groups: what was sampled.
+        rewards: of each group's trained attempts.
         difficulties: what `difficulties_of` calls those of tasks, for a pass rate of each.
+        unaided: what `unaided_rewards` returns; where it is empty, the trained attempts' rewards are taken.
     """
     attempts = [one for group in groups for one in group.trajectories]
-    kept = [
-        (outcome, sum(step))
-        for one in rewards
-        for outcome, step, keep in zip(one.outcome, one.step, one.keep, strict=True)
-        if keep
-    ]
-    flat = sum(len({round(value, 9) for value in _kept_returns(one)}) <= 1 for one in rewards)
+    ended = [one for group in groups for one in group.ended]
+    shown = _shown(groups)
+    tried = [one for some in shown for one in some]
+    own = _kept(unaided or rewards)
     sampled = sum(one.tokens.sampled_count for one in attempts if one.tokens is not None)
     turns = [turn for one in attempts for turn in one.turns]
     metrics = {
-        "rollout/reward": _mean([outcome + step for outcome, step in kept]),
-        "rollout/outcome": _mean([outcome for outcome, _ in kept]),
-        "rollout/step_reward": _mean([step for _, step in kept]),
-        "rollout/pass_rate": pass_rate(attempts),
+        "rollout/reward": _mean([outcome + step for outcome, step in _kept(rewards)]),
+        "rollout/outcome": _mean([outcome for outcome, _ in own]),
+        "rollout/step_reward": _mean([step for _, step in own]),
+        "rollout/pass_rate": pass_rate(tried),
         "rollout/turns": _mean([len(one.turns) for one in attempts]),
         "rollout/sampled_tokens": float(sampled),
         "rollout/truncated": _mean([float(turn.stop_reason == "length") for turn in turns]),
-        "rollout/groups_without_signal": flat / len(groups),
         "rollout/groups_guided": sum(group.guided for group in groups) / len(groups),
-        "rollout/unscored": _mean([float(not one.scored) for one in attempts]),
-        "rollout/infrastructure": _mean([float(one.end == "infrastructure") for one in attempts]),
+        "rollout/unscored": _mean([float(not one.scored) for one in ended]),
+        "rollout/infrastructure": _mean([float(one.end == "infrastructure") for one in ended]),
     }
-    metrics |= _noise_metrics(attempts) | _by_difficulty(groups, difficulties or {})
-    ends = count_by_end(attempts)
+    metrics |= _signal_metrics(rewards) | _noise_metrics(tried) | _by_difficulty(groups, shown, difficulties or {})
+    ends = count_by_end(ended)
     # Nobody's end is 0 and not silence: a rule about one must see that it is over.
-    return metrics | {f"end/{name}": ends.get(name, 0) / len(attempts) for name in get_args(EndReason)}
+    return metrics | {f"end/{name}": ends.get(name, 0) / len(ended) for name in get_args(EndReason)}
 
 
 def resources(device: str) -> Metrics:
@@ -97,11 +115,37 @@ def resources(device: str) -> Metrics:
     return found
 
 
-def _by_difficulty(groups: Sequence[Group], difficulties: Mapping[str, str]) -> Metrics:
+def _shown(groups: Sequence[Group]) -> list[list[Trajectory]]:
+    """Return the attempts of each group that show what the policy can do."""
+    unaided = [group.unaided for group in groups]
+    return unaided if any(unaided) else [group.trajectories for group in groups]
+
+
+def _kept(rewards: Sequence[Rewards]) -> list[tuple[float, float]]:
+    """Return the outcome of each attempt that counts, and the sum of its step rewards."""
+    return [
+        (outcome, sum(step))
+        for one in rewards
+        for outcome, step, keep in zip(one.outcome, one.step, one.keep, strict=True)
+        if keep
+    ]
+
+
+def _signal_metrics(rewards: Sequence[Rewards]) -> Metrics:
+    """Return how many groups teach nothing to who compares siblings; nothing where no attempt has any."""
+    flat = [
+        len({round(outcome + step, 9) for outcome, step in _kept([one])}) <= 1 for one in rewards if len(one.keep) > 1
+    ]
+    return {"rollout/groups_without_signal": sum(flat) / len(flat)} if flat else {}
+
+
+def _by_difficulty(
+    groups: Sequence[Group], shown: Sequence[Sequence[Trajectory]], difficulties: Mapping[str, str]
+) -> Metrics:
     bands: dict[str, list[Trajectory]] = {}
-    for group in groups:
+    for group, attempts in zip(groups, shown, strict=True):
         if group.task_id in difficulties:
-            bands.setdefault(difficulties[group.task_id], []).extend(group.trajectories)
+            bands.setdefault(difficulties[group.task_id], []).extend(attempts)
     return {f"rollout/difficulty_{name}": pass_rate(band) for name, band in sorted(bands.items())}
 
 
@@ -117,10 +161,6 @@ def _noise_metrics(attempts: Sequence[Trajectory]) -> Metrics:
     if any(one.appeal is not None for one in verdicts):
         found["noise/appealed"] = _mean([float(one.appeal is not None) for one in verdicts])
     return found
-
-
-def _kept_returns(rewards: Rewards) -> list[float]:
-    return [value for value, keep in zip(rewards.returns, rewards.keep, strict=True) if keep]
 
 
 def _mean(values: Sequence[float]) -> float:

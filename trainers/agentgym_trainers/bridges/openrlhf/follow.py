@@ -39,6 +39,9 @@ class Follower:
         self._watch = Watch(settings.watch)
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._scores: dict[int, float] = {}
+        self._doubted: set[int] = set()
+        """Steps whose weights are from beyond a bound."""
+        self._broken = False
         self._seen = 0
 
     def steps_saved(self) -> int:
@@ -54,7 +57,11 @@ class Follower:
 
     @contextmanager
     def begin(self, done: int) -> Iterator[None]:
-        """Forget what is later than the steps done, and open the run's trackers."""
+        """Forget what is later than the steps done, and open the run's trackers.
+
+        Raises:
+            CollapseError: a rule was broken, or a loss is no number; with the checkpoint that is left from before.
+        """
         first = self._settings.sft.steps + done + 1
         self._run.rewind(first)
         (self._run.path / STOPPED).unlink(missing_ok=True)
@@ -65,10 +72,12 @@ class Follower:
         with closing(self._trackers):
             try:
                 yield
+            except CollapseError as error:
+                step = self._seen
+                self._catch_up()
+                raise self._stopped(step, error) from error
             finally:  # also of a training that was interrupted, or failed
-                for told in self._events.read(all_written=True):
-                    self._log(told)
-                self._adopt(ended=True)
+                self._catch_up()
 
     def look(self, *, ended: bool = False) -> None:
         """Log what is new, keep the checkpoints that are whole, and end a run that a rule ends.
@@ -77,9 +86,9 @@ class Follower:
             CollapseError: a rule was broken, or a loss is no number.
         """
         for told in self._events.read(all_written=ended):
-            reason = self._reason(self._log(told))
+            reason = self._hear(told)
             if reason is not None:
-                raise self._stopped(told.step, reason)
+                raise CollapseError(reason)
         self._adopt(ended=ended)
 
     def finish(self) -> None:
@@ -95,8 +104,27 @@ class Follower:
             )
         self._keep(steps, self._files.final)
 
-    def _log(self, told: Told) -> Metrics:
-        training = "rollout/reward" in told.metrics
+    def _catch_up(self) -> None:
+        """Log and keep what OpenRLHF left as it ended."""
+        for told in self._events.read(all_written=True):
+            self._hear(told)
+        self._adopt(ended=True)
+
+    @property
+    def _doubtful(self) -> bool:
+        return self._broken or self._watch.suspicious
+
+    def _hear(self, told: Told) -> str | None:
+        """Log what is told, hold it against the rules, and return why the run ends, if it does."""
+        training, doubted = "rollout/reward" in told.metrics, self._doubtful
+        reason = self._reason(self._log(told, training=training))
+        self._broken = self._broken or reason is not None
+        # An evaluation may be told after later steps, whose doubts are not about its weights.
+        if self._doubtful and (training or not doubted):
+            self._doubted.update(range(told.step, self._seen + 1))
+        return reason
+
+    def _log(self, told: Told, *, training: bool) -> Metrics:
         metrics = dict(told.metrics)
         if training:
             self._seen = told.step
@@ -114,9 +142,13 @@ class Follower:
             return f"{bad} is {metrics[bad]}"
         return self._watch.reason_to_stop(metrics)
 
-    def _stopped(self, step: int, why: str) -> CollapseError:
-        reason = f"stopped after step {self._settings.sft.steps + step}: {why}"
-        self._run.write_json(STOPPED, {"step": self._settings.sft.steps + step, "reason": reason})
+    def _stopped(self, step: int, why: CollapseError) -> CollapseError:
+        """Leave the reason in the run's folder, and say which checkpoint is from before, as the native trainer does."""
+        good = self._checkpoints.good()
+        kept = "there is no good checkpoint" if good is None else f"the last checkpoint from before is {good.path}"
+        step += self._settings.sft.steps
+        reason = f"stopped after step {step}: {why}; {kept}"
+        self._run.write_json(STOPPED, {"step": step, "reason": reason})
         return CollapseError(reason)
 
     def _adopt(self, *, ended: bool) -> None:
@@ -136,7 +168,9 @@ class Follower:
         score = self._scores.get(step)
         score = None if score is None or math.isnan(score) else score
         recipe = self._prepared.recipe.model_dump(mode="json")
-        self._checkpoints.adopt(self._settings.sft.steps + step, folder, recipe, score=score)
+        # What was never told of is as what was told last.
+        doubt = step in self._doubted or (step > self._seen and self._doubtful)
+        self._checkpoints.adopt(self._settings.sft.steps + step, folder, recipe, score=score, suspicious=doubt)
 
 
 def _step_of(folder: Path) -> int:

@@ -13,6 +13,8 @@ from agentgym.recipe import Prepared, Recipe
 from agentgym_trainers.bridges.openrlhf.events import reported
 from agentgym_trainers.bridges.openrlhf.expressible import refuse as refuse_rollouts
 from agentgym_trainers.bridges.openrlhf.options import Settings
+from agentgym_trainers.bridges.openrlhf.start import needs_start
+from agentgym_trainers.metrics import evaluated, why_not_best
 from agentgym_trainers.update import Update
 
 _CANNOT = "OpenRLHF cannot train this recipe"
@@ -197,10 +199,11 @@ def _figures(recipe: Recipe, settings: Settings) -> Iterator[str]:
     for rule in settings.watch.stop:
         if not reported(rule.metric):
             yield f"trainer.watch.stop: it does not report {rule.metric}; take the rule out"
-    best = settings.checkpoint.best
-    known = ("eval/pass@1", f"eval/pass@{recipe.evaluation.attempts}")
-    if best is not None and best not in known:
-        yield f"trainer.checkpoint.best is {best!r}: its evaluations report {' and '.join(dict.fromkeys(known))}"
+    known = dict.fromkeys(["eval/pass@1", f"eval/pass@{recipe.evaluation.attempts}"])
+    if needs_start(settings):  # whose evaluation is the native trainer's
+        known = dict.fromkeys(one for one in known if one in evaluated(recipe.evaluation.attempts))
+    if (reason := why_not_best(settings.checkpoint.best, known)) is not None:
+        yield reason
 
 
 def _unknown(where: str, names: set[str]) -> Iterator[str]:
