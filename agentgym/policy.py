@@ -21,9 +21,20 @@ class Sampling(Record):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: Annotated[int, Field(ge=1)] = 256
-    """Per turn."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Per turn; None leaves it to the limits of the episode, and an engine has to be told."""
     seed: int = 0
+
+    @property
+    def limit(self) -> int:
+        """`max_tokens`, which an engine has to be told.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.max_tokens is None:
+            raise ValueError("wanted sampling.max_tokens, found none: an engine samples no more tokens than it is told")
+        return self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)

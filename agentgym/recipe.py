@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -70,6 +71,14 @@ class EvaluationSection(Record):
     every: Annotated[int, Field(ge=0)] = 0
     """Evaluate after every so many training steps; 0 means before and after only."""
     sampling: Sampling = Sampling()
+    """Of held-out attempts; `limits` holds for them as well."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _drawn_with_the_recipes_seed(cls, sampling: Sampling) -> Sampling:
+        if sampling.seed:
+            raise ValueError("held-out attempts draw with seeds of the recipe's own; set seed, and leave this one out")
+        return sampling
 
     @field_validator("split")
     @classmethod
@@ -147,19 +156,20 @@ class Recipe(Record):
             if name not in registry.names("trainers"):
                 raise UnknownNameError(f"trainer in the backends of {file.stem}", name, registry.names("trainers"))
         found = _laid_over(found, backends.get((found.get("trainer") or {}).get("name", "native"), {}))
-        for override in overrides:
-            _apply(found, override)
-        return cls.parse(found, str(file))
+        return cls.parse(found, str(file), overrides)
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], where: str = "the recipe") -> Self:
-        """Validate plain data, the trainer's settings included.
+    def parse(cls, data: Mapping[str, Any], where: str = "the recipe", overrides: Sequence[str] = ()) -> Self:
+        """Apply overrides to plain data and validate it, the trainer's settings included.
 
         Raises:
             RecipeError: one sentence with the field that is wrong.
         """
+        found = deepcopy(dict(data))
+        for override in overrides:
+            _apply(found, override)
         try:
-            recipe = cls.model_validate(dict(data))
+            recipe = cls.model_validate(found)
             recipe.trainer_settings()
         except ValidationError as error:
             first = error.errors()[0]

@@ -46,10 +46,10 @@ Seed = Annotated[int, typer.Option(help="What all random draws derive from.")]
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens below.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all warnings and what happens below.")] = False,
 ) -> None:
     errors.debug = debug
-    errors.log("DEBUG" if debug else "INFO" if verbose else "ERROR")
+    errors.log("DEBUG" if debug else "INFO" if verbose else "WARNING")
 
 
 @app.command()
@@ -166,7 +166,10 @@ def redteam(
 
 @app.command()
 def train(
-    recipe: Annotated[Optional[Path], typer.Argument(help="A YAML file.", show_default=False)] = None,  # noqa: UP045
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A YAML file, or a bundled recipe's name.", show_default=False),
+    ] = None,
     options: Options = None,
     run: RunFolder = None,
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run.", show_default=False)] = None,  # noqa: UP045
@@ -178,7 +181,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write what a backend reads, and start nothing.")] = False,
     load: Load = None,
 ) -> None:
-    """Train an agent as a recipe says; overrides come after it. `--resume RUN` needs no recipe.
+    """Train an agent as a recipe says; overrides come after it. `--resume RUN` needs no recipe and takes overrides too.
 
     Example: `agentgym train recipe.yaml trainer.policy.steps=50 seed=1 --run runs/first`
 
@@ -197,7 +200,7 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    env: Annotated[str, typer.Argument(help="A recipe, an environment's id, or a Python file.", show_default=False)],
+    env: Annotated[str, typer.Argument(help="A recipe, an environment's id, or FILE.py.", show_default=False)],
     options: Options = None,
     policy: Annotated[
         str,
@@ -214,18 +217,28 @@ def evaluate(
     seed: Annotated[Optional[int], typer.Option(min=0, help="By default the recipe's, or 0.")] = None,  # noqa: UP045
     run: RunFolder = None,
     load: Load = None,
-    sandbox: SandboxName = "process",
+    sandbox: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where agent code runs, such as docker:warm=8; by default the recipe's, or process."),
+    ] = None,
     trusted: Trusted = False,
+    profile: Annotated[Optional[str], typer.Option(help="One of the recipe's profiles, such as tiny.")] = None,  # noqa: UP045
+    bound: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="KEY=VALUE", help="A limit of episodes, such as max_tokens_per_turn=2048; repeatable."),
+    ] = None,
 ) -> None:
     """Evaluate a policy on held-out tasks: pass@1 and pass@k with 95% intervals, kept in a run folder.
 
-    Example: `agentgym eval agentgym/Code-v0 --policy checkpoint:runs/first --attempts 4`
+    Without a recipe, tokens are bounded as those of the checkpoint's training, or 4096 an episode however many turns.
+
+    Example: `agentgym eval agentgym/Code-v0 --policy checkpoint:runs/first,which=best --attempts 4`
     """
     from agentgym.cli import evaluation
     from agentgym.cli.places import Place
 
-    wanted = evaluation.Wanted(policy, split, attempts, limit, temperature, seed, run)
-    evaluation.run(Place(env, options or [], load or [], sandbox, trusted), wanted)
+    wanted = evaluation.Wanted(policy, split, attempts, limit, temperature, seed, run, sandbox, profile, bound or [])
+    evaluation.run(Place(env, options or [], load or [], sandbox or "process", trusted), wanted)
 
 
 @app.command()

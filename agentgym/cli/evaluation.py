@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
+from agentgym import registry
 from agentgym.cli.console import out, progress, say
-from agentgym.cli.places import Place, find_policy, load_file
+from agentgym.cli.places import Place, find_policy, load_file, parse_options, read_sandbox
 from agentgym.errors import AgentgymError
 from agentgym.evaluate import Report, evaluate
 from agentgym.policy import Sampling
@@ -37,6 +40,10 @@ class Wanted:
     temperature: float | None
     seed: int | None
     run: Path | None
+    sandbox: str | None = None
+    profile: str | None = None
+    bounds: Sequence[str] = ()
+    """Fields of `Limits`, such as max_tokens_per_turn=2048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,8 @@ class _Subject:
     tasks: list[Task]
     split: str
     attempts: int
-    limits: Limits
+    limits: Limits | None
+    """None leaves them to the policy's own, if it has any."""
     sampling: Sampling | None
     seed: int
     record: dict[str, Any]
@@ -57,13 +65,15 @@ class _Subject:
 
 def run(place: Place, wanted: Wanted) -> None:
     """Evaluate, print the report, keep the run."""
-    subject = _of_recipe(place, wanted) if place.name.endswith((".yaml", ".yml")) else _of_environment(place, wanted)
+    subject = _of_recipe(place, wanted) if _names_recipe(place.name) else _of_environment(place, wanted)
     with closing(subject):
         if not subject.tasks:
             raise AgentgymError(f"{place.name} has no task in the split {subject.split!r}; choose another with --split")
         policy = find_policy(wanted.policy, subject.make_env, subject.tasks, subject.sampling)
+        limits = subject.limits or _limits(getattr(policy, "limits", None), wanted.bounds)
         where, name = (wanted.run.parent, wanted.run.name) if wanted.run else (Path("runs"), None)
-        kept = RunDirectory.create(where, subject.record, name=name, kind="eval")
+        record = {**subject.record, "limits": limits.model_dump(mode="json")}
+        kept = RunDirectory.create(where, record, name=name, kind="eval")
         with progress() as bars:
             bar = bars.add_task("evaluating", total=len(subject.tasks) * subject.attempts, note="")
             report = evaluate(
@@ -71,7 +81,7 @@ def run(place: Place, wanted: Wanted) -> None:
                 subject.tasks,
                 policy,
                 attempts=subject.attempts,
-                limits=subject.limits,
+                limits=limits,
                 seed=subject.seed,
                 on_done=lambda _: bars.advance(bar),
                 run=kept,
@@ -82,7 +92,37 @@ def run(place: Place, wanted: Wanted) -> None:
         raise typer.Exit(1)
 
 
+def _names_recipe(name: str) -> bool:
+    if name.endswith((".yaml", ".yml")):
+        return True
+    from agentgym.recipe import bundled
+
+    return name not in registry.names("envs") and name in bundled()
+
+
+def _limits(trained: Limits | None, bounds: Sequence[str]) -> Limits:
+    """Return an environment's limits: tokens as the policy was trained, or with no bound of a turn but the episode's.
+
+    Raises:
+        AgentgymError: with the field that is wrong.
+    """
+    of_policy = ("max_tokens_per_turn", "max_tokens")
+    found = {name: getattr(trained, name) for name in of_policy} if trained else {}
+    found |= parse_options(bounds)
+    found.setdefault("max_tokens_per_turn", found.get("max_tokens", Limits().max_tokens))
+    try:
+        return Limits.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise AgentgymError(
+            f"--bound {'.'.join(map(str, first['loc']))}: {first['msg']}, found {str(first['input'])[:80]!r}; the "
+            f"bounds are: {', '.join(Limits.model_fields)}"
+        ) from error
+
+
 def _of_environment(place: Place, wanted: Wanted) -> _Subject:
+    if wanted.profile is not None:
+        raise AgentgymError(f"--profile is one of a recipe's, and {place.name!r} is an environment; leave it out")
     split: Any = wanted.split or "test"
     make_env = place.maker()
     tasks = _tasks(make_env(), split, wanted.limit)
@@ -96,7 +136,7 @@ def _of_environment(place: Place, wanted: Wanted) -> _Subject:
         "policy": wanted.policy,
         "evaluation": {"split": split, "attempts": attempts, "limit": wanted.limit},
     }
-    return _Subject(make_env, tasks, split, attempts, Limits(), sampling, seed, record, place.close)
+    return _Subject(make_env, tasks, split, attempts, None, sampling, seed, record, place.close)
 
 
 def _of_recipe(place: Place, wanted: Wanted) -> _Subject:
@@ -104,7 +144,12 @@ def _of_recipe(place: Place, wanted: Wanted) -> _Subject:
 
     for file in place.load:
         load_file(file)
-    overrides = [*place.options]
+    overrides = [*place.options, *(f"limits.{one}" for one in wanted.bounds)]
+    if wanted.sandbox is not None:
+        name, options = read_sandbox(wanted.sandbox)
+        overrides.append(f"sandbox={json.dumps({'name': name, 'options': options})}")
+    if place.trusted:
+        overrides.append("sandbox.options.trusted=true")
     asked = {
         "evaluation.split": wanted.split,
         "evaluation.attempts": wanted.attempts,
@@ -112,7 +157,7 @@ def _of_recipe(place: Place, wanted: Wanted) -> _Subject:
         "seed": wanted.seed,
     }
     overrides += [f"{name}={value}" for name, value in asked.items() if value is not None]
-    recipe = Recipe.load(place.name, overrides)
+    recipe = Recipe.load(place.name, overrides, wanted.profile)
     prepared = recipe.prepare()
     section = recipe.evaluation
     record = {**recipe.model_dump(mode="json"), "name": f"eval-{recipe.name}", "policy": wanted.policy}

@@ -63,12 +63,21 @@ class Place:
             backend.close()
 
     def _backend(self) -> SandboxBackend:
-        name, _, options = self.sandbox.partition(":")
-        given = parse_options([word for word in options.split(",") if word])
+        name, given = read_sandbox(self.sandbox)
         trusted = {"trusted": True} if self.trusted else {}
         backend: SandboxBackend = registry.create("sandboxes", name, **given, **trusted)
         self._backends.append(backend)
         return backend
+
+
+def read_sandbox(text: str) -> tuple[str, dict[str, Any]]:
+    """Return a backend's name and options, of `docker:warm=8,runtime=crun`.
+
+    Raises:
+        AgentgymError: for an option of another form.
+    """
+    name, _, options = text.partition(":")
+    return name, parse_options([word for word in options.split(",") if word])
 
 
 def find_environment(name: str) -> Callable[..., AgentEnv]:

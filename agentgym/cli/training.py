@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID
 
 from agentgym import registry
 from agentgym.cli.console import errors, out, progress, say
+from agentgym.cli.curves import ALARM
 from agentgym.cli.places import load_file
 from agentgym.cli.showing import show_curves
 from agentgym.errors import AgentgymError, RecipeError
@@ -22,7 +23,7 @@ from agentgym.recipe import Recipe
 from agentgym.run import RunDirectory
 
 _PATIENCE_S = 120.0
-_WATCHED = ("rollout/pass_rate", "rollout/reward", "eval/pass@1", "train/loss", "sft/loss", "loss")
+_WATCHED = (ALARM, "rollout/pass_rate", "rollout/reward", "eval/pass@1", "train/loss", "sft/loss", "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,14 @@ def _begin(wanted: Chosen, folder: Path | None, resume: Path | None) -> tuple[Re
     if folder is not None:
         raise RecipeError("--run names a new run and --resume an old one; give one of them")
     kept = RunDirectory.open(resume)
-    if wanted.file is not None:
+    if wanted.file is not None and "=" not in str(wanted.file):
         return wanted.load(), kept
     if wanted.backend is not None:
         raise RecipeError("--backend chooses what trains a recipe, and --resume without one goes on with the run's own")
     if wanted.profile is not None:
         raise RecipeError("--profile is laid over a recipe, and --resume without one goes on with the run's own")
-    return Recipe.parse(kept.manifest.recipe, str(resume / "manifest.json")), kept
+    overrides = wanted.overrides if wanted.file is None else [str(wanted.file), *wanted.overrides]
+    return Recipe.parse(kept.manifest.recipe, str(resume / "manifest.json"), overrides), kept
 
 
 def _create(recipe: Recipe, folder: Path | None) -> RunDirectory:
@@ -139,9 +141,18 @@ def _wait_for(folder: Path) -> RunDirectory:
 
 
 def _say_gain(directory: RunDirectory) -> None:
-    found = [line for line in directory.metrics() if "eval/pass@1" in line]
-    if len(found) > 1:
-        say(f"held-out pass@1: {_interval(found[0])} before, {_interval(found[-1])} after", "bold")
+    lines = directory.metrics()
+    found = [line for line in lines if "eval/pass@1" in line]
+    if len(found) < 2:
+        return
+    first, last = found[0], found[-1]
+    trained = [line["step"] for line in lines if any(name.startswith("rollout/") for name in line)]
+    # What trains elsewhere may evaluate for the first time when it has long begun.
+    if trained and first["step"] < min(trained):
+        times = "before", "after"
+    else:
+        times = f"at step {first['step']}", f"at step {last['step']}"
+    say(f"held-out pass@1: {_interval(first)} {times[0]}, {_interval(last)} {times[1]}", "bold")
 
 
 def _interval(line: Mapping[str, Any]) -> str:
@@ -174,7 +185,7 @@ class _Report:
 
 
 def _note(metrics: Mapping[str, Any]) -> str:
-    shown = {name: metrics[name] for name in _WATCHED if name in metrics}
+    shown = {name: metrics[name] for name in _WATCHED if name in metrics and (name != ALARM or metrics[name] == 1)}
     shown = shown or {name: value for name, value in list(metrics.items())[:3] if isinstance(value, int | float)}
     known = {name: value for name, value in shown.items() if not math.isnan(value)}
     return ", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in known.items())

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 import pytest
 
 from agentgym import registry, scripted
-from agentgym.recipe import Prepared
+from agentgym.errors import RecipeError
+from agentgym.recipe import Prepared, Recipe
+from agentgym.rollout import Limits
 from agentgym.run import RunDirectory
 from agentgym.testing import ToyEnv
 from agentgym.types import Record
@@ -72,7 +74,7 @@ def test_training_reports_its_steps_its_gain_and_where_the_results_are(shell: Sh
     assert "training into runs/first" in found.stdout
     assert "policy 3/3: reward 0.200, pass@1 0.500" in found.stdout
     assert "eval at step 3 of 3: pass@1 0.750" in found.stdout
-    assert "held-out pass@1: 0.0% before, 50.0% after" in found.stdout
+    assert "held-out pass@1: 0.0% at step 0, 50.0% at step 2" in found.stdout
     assert re.search(r"rollout/reward\s+0\s+0\.2", found.stdout)
     run = RunDirectory.open("runs/first")
     assert (run.manifest.seed, run.manifest.recipe["trainer"]) == (3, {"name": "counting", "steps": 3})
@@ -84,6 +86,15 @@ def test_a_run_is_resumed_from_its_own_recipe_and_goes_on_where_it_was(shell: Sh
     assert len(RunDirectory.open("runs/first").metrics()) == 2
     assert shell("train", recipe, "--resume", "runs/first").returncode == 0
     assert [line["step"] for line in RunDirectory.open("runs/first").metrics()] == [0, 1, 2, 3]
+
+
+def test_a_resumed_run_takes_overrides_without_its_recipe_being_named_again(shell: Shell, recipe: Path) -> None:
+    shell("train", recipe, "--run", "runs/first", "trainer.steps=2")
+    found = shell("train", "--resume", "runs/first", "trainer.steps=4", "name=longer")
+    assert found.returncode == 0, found.stderr
+    assert [line["step"] for line in RunDirectory.open("runs/first").metrics()] == [0, 1, 2, 3]
+    misspelt = shell("train", "--resume", "runs/first", "trainer.stepps=4").stderr
+    assert "manifest.json: stepps: Extra inputs are not permitted, found '4'" in misspelt
 
 
 def test_a_used_folder_is_refused_with_the_way_to_go_on(shell: Shell, recipe: Path) -> None:
@@ -147,6 +158,54 @@ def test_a_recipe_is_evaluated_as_it_says_unless_told_otherwise(shell: Shell, re
     other = shell("eval", recipe, "--run", "otherwise", "--split", "validation", "-k", 1, "--limit", 2, "--seed", 5)
     assert "2 tasks (2 validation), 1 attempts each" in other.stdout
     assert RunDirectory.open("otherwise").manifest.seed == 5
+
+
+def test_a_bundled_recipe_is_evaluated_by_its_name_with_a_profile(
+    shell: Shell, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe.write_text(recipe.read_text() + "profiles: {small: {evaluation: {attempts: 1}}}\n")
+    monkeypatch.setattr("agentgym.recipe.bundled", lambda: {"counted": recipe})
+    found = shell("eval", "counted", "--profile", "small")
+    assert "4 tasks (4 test), 1 attempts each" in found.stdout, found.stderr
+    refused = shell("eval", "test/Trained-v0", "--profile", "small")
+    assert "--profile is one of a recipe's, and 'test/Trained-v0' is an environment" in refused.stderr
+
+
+def test_a_recipe_is_evaluated_in_the_sandbox_that_the_command_names(shell: Shell, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "sandbox: {name: docker, options: {warm: 8}}\n")
+    shell("eval", recipe, "--sandbox", "process", "--trusted", "--run", "kept")
+    kept = RunDirectory.open("kept").manifest.recipe["sandbox"]
+    assert kept == {"name": "process", "options": {"trusted": True}}
+    assert "no sandbox" in shell("eval", recipe, "--sandbox", "prozess").stderr
+
+
+def test_an_evaluation_is_bounded_as_asked_or_as_its_policy_was_trained(shell: Shell, recipe: Path) -> None:
+    def bounds(*words: Any) -> tuple[int, int]:
+        found = shell("eval", *words, "--run", f"kept-{len(list(Path().glob('kept-*')))}")
+        assert found.returncode == 0, found.stderr
+        kept = RunDirectory.open(sorted(Path().glob("kept-*"))[-1]).manifest.recipe["limits"]
+        return kept["max_tokens_per_turn"], kept["max_tokens"]
+
+    def trained(path: str, *, sampling: Any = None) -> Any:
+        made: Any = scripted.noop()
+        made.limits = Limits(max_tokens_per_turn=700, max_tokens=900)
+        return made
+
+    registry.add("policies", "trained", trained)
+    assert bounds("test/Trained-v0") == (4096, 4096)
+    assert bounds("test/Trained-v0", "--bound", "max_tokens=50") == (50, 50)
+    assert bounds("test/Trained-v0", "-p", "trained:x") == (700, 900)
+    assert bounds("test/Trained-v0", "-p", "trained:x", "--bound", "max_tokens_per_turn=30") == (30, 900)
+    assert bounds(recipe, "-p", "trained:x", "--bound", "max_tokens=50") == (256, 50)
+    refused = shell("eval", "test/Trained-v0", "--bound", "tokens=5").stderr
+    assert "--bound tokens: Extra inputs" in refused
+    assert "the bounds are: max_tokens_per_turn, max_tokens" in refused
+
+
+def test_held_out_attempts_are_bounded_by_the_limits_alone_and_seeded_by_the_recipe(recipe: Path) -> None:
+    assert Recipe.load(recipe).evaluation.sampling.max_tokens is None
+    with pytest.raises(RecipeError, match=r"evaluation\.sampling: .*set seed, and leave this one out"):
+        Recipe.load(recipe, ["evaluation.sampling.seed=3"])
 
 
 def test_a_registered_policy_is_given_its_argument_and_the_recipes_sampling(shell: Shell, recipe: Path) -> None:

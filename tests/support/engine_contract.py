@@ -15,6 +15,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3_5ForCausalLM, Qwen
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling, TrainableEngine
+from agentgym_trainers.lora import add_lora
+from agentgym_trainers.settings import LoraSettings
 
 Result = TypeVar("Result")
 PROMPTS = [[3, 50, 60, 1, 4], [3, 70, 1, 4], [3, 50, 60, 70, 80, 90, 100, 110, 1, 4], [3, 50, 60, 1, 4]]
@@ -50,6 +52,15 @@ def hybrid_model() -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     return Qwen3_5ForCausalLM(config).eval()
+
+
+def adapt(model: Any) -> Any:
+    """Give a model low-rank adapters that change what it says, and return it."""
+    add_lora(model, LoraSettings(rank=2), seed=0)
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
+    return model
 
 
 def forward_logprobs(model: Any, prompt: Sequence[int], ids: Sequence[int], sampling: Sampling) -> list[float]:
@@ -245,7 +256,7 @@ class EngineContract(TokenContract):
             first = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=40))
             await asyncio.sleep(0)
             with pytest.raises(ValueError, match="already has a request"):
-                await subject.engine.generate(PROMPTS[0], Sampling(), "s", ())
+                await subject.engine.generate(PROMPTS[0], Sampling(max_tokens=1), "s", ())
             await first
 
         subject.run(play())

@@ -124,7 +124,7 @@ class PlayerEngine:
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, stop_ids: Sequence[int]
     ) -> Generation:
-        ids, logprobs, reason = self._player.speak(prompt_ids, sampling.seed, sampling.max_tokens)
+        ids, logprobs, reason = self._player.speak(prompt_ids, sampling.seed, sampling.limit)
         return Generation(ids, logprobs, "stop" if reason == "stop" else "length")
 
     def release(self, session: str) -> None:

@@ -15,10 +15,11 @@ from agentgym.errors import InfrastructureError
 from agentgym.policy import Generation, Sampling
 from agentgym_trainers.engines.branches import Branch
 from agentgym_trainers.engines.continuous import ContinuousBatch
+from agentgym_trainers.engines.direct import is_plain
 from agentgym_trainers.engines.drafts import Drafter
 from agentgym_trainers.engines.prefixes import PrefixStore
 from agentgym_trainers.engines.sampler import Request, Row
-from agentgym_trainers.engines.slots import SlotLayer
+from agentgym_trainers.engines.slots import SlotCache, SlotLayer, SlotPlan
 
 MODEL = contract_model(tied=True)
 PROMPTS = ([5, 6, 7, 8, 5, 6], [9, 3], [9, 3, 4])
@@ -283,3 +284,54 @@ def test_a_context_without_numbers_spreads_to_nobody_who_joins_later_and_costs_n
     while batch.rows:
         done |= dict(batch.tick([], 0))
     assert all(isinstance(done[one], Generation) for one in (long, short))
+
+
+def test_whether_a_model_is_plain_is_asked_when_somebody_joins_and_not_for_every_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def noted(model: Any) -> bool:
+        asked.append(model)
+        return is_plain(model)
+
+    monkeypatch.setattr("agentgym_trainers.engines.continuous.is_plain", noted)
+    batch, (first, second) = ContinuousBatch(MODEL, PrefixStore(0)), _alike(2)
+    for joining, times in (([first], 1), ([], 1), ([], 1), ([second], 2), ([], 2)):
+        batch.tick(joining, 0)
+        assert len(asked) == times
+    assert batch.rows
+
+
+def test_under_autocast_the_buffer_holds_keys_in_the_type_of_values() -> None:
+    batch = ContinuousBatch(contract_model(tied=True), PrefixStore(0), autocast=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        batch.tick(_alike(1), 0)
+    layers = batch._cache._layers
+    assert {one.dtype for layer in layers for one in (layer.keys, layer.values)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("key_type", "value_type"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)],
+    ids=str,
+)
+def test_keys_are_rounded_only_where_values_are(key_type: torch.dtype, value_type: torch.dtype) -> None:
+    layer = SlotLayer()
+    layer.plan = SlotPlan(0, torch.arange(3)[None])
+    keys, values = torch.randn(1, 2, 3, 4, dtype=key_type), torch.randn(1, 2, 3, 4, dtype=value_type)
+    kept_keys, kept_values = layer.update(keys, values)
+    assert kept_keys.dtype == kept_values.dtype == value_type
+    assert torch.equal(kept_keys, keys.to(value_type))
+    assert torch.equal(kept_values, values)
+
+
+def test_a_forward_pass_is_planned_without_reading_from_the_device() -> None:
+    cache, position_BQ = SlotCache(MODEL), torch.tensor([[-1, 4], [0, 1]])
+    nowhere = torch.device("meta")  # whose numbers nobody can read
+    planned = cache.plan(3, position_BQ, torch.float32, nowhere)
+    plan: Any = cache._layers[0].plan
+    assert (plan.start, plan.stop, plan.width) == (3, 5, 5)
+    assert planned["attention_mask"].shape == (2, 1, 2, 5)
+    moved = (planned["attention_mask"], planned["position_ids"], plan.row, plan.column)
+    assert {one.device for one in moved} == {nowhere}

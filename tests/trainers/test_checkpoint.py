@@ -12,11 +12,11 @@ import torch
 from chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentgym.errors import RecipeError
+from agentgym.errors import AgentgymError, RecipeError
 from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import CheckpointError, Checkpoints, restore_generators
 from agentgym_trainers.models import load_model, new_model
-from agentgym_trainers.policies import checkpoint_policy
+from agentgym_trainers.policies import CheckpointOptions, checkpoint_policy, named_checkpoint
 from agentgym_trainers.settings import ModelSettings
 
 Tiny = tuple[Any, ChatFormat]
@@ -145,7 +145,7 @@ def test_a_checkpoint_plays_as_its_recipe_says(checkpoints: Checkpoints, tmp_pat
         assert policy.chat.call_format == "mistral"
         assert policy.chat.conversation() is None  # thoughts are kept: nothing is ever read anew
         assert policy.context_length == 96
-    assert checkpoint_policy(tmp_path, context_length=64).context_length == 64
+    assert checkpoint_policy(tmp_path, options=CheckpointOptions(context_length=64)).context_length == 64
     bare = checkpoint_policy(written.model_path)
     assert bare.chat.conversation() is not None
 
@@ -156,3 +156,50 @@ def test_a_policy_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         checkpoint_policy(tmp_path)
+
+
+def test_a_policys_name_chooses_the_checkpoint_and_how_it_computes(
+    checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path
+) -> None:
+    recipe = {**RECIPE, "limits": {"max_tokens_per_turn": 1000, "max_tokens": 3000}}
+    for step, score in ((1, 0.9), (2, 0.1)):
+        checkpoints.write(step, tiny[0], tiny[1].tokenizer, {}, recipe, score=score)
+    places = {which: named_checkpoint(f"{tmp_path},which={which}").chat.template.name for which in ("best", 1, 2)}
+    assert places["best"] == places[1] != places[2]
+    plain = named_checkpoint(str(tmp_path))
+    assert plain.chat.template.name == places[2]
+    assert plain.limits is not None
+    assert (plain.limits.max_tokens_per_turn, plain.limits.max_tokens) == (1000, 3000)
+    assert named_checkpoint(f"{tmp_path},which=1,context_length=64").context_length == 64
+
+
+def test_a_checkpoint_that_plays_in_bfloat16_tells_positions_in_float32(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    engine: Any = checkpoint_policy(written.path, options=CheckpointOptions(dtype="bfloat16")).engine
+    model = engine._model
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+    assert {one.dtype for one in model.buffers()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("which=7", r"no checkpoint '7'; it has those of the steps 1"),
+        ("device=cuda:99", r"wanted cuda:99, found \d+ GPUs that torch can use; set device=cpu"),
+        ("device=tpu", r"the checkpoint's option 'device': .*the options are: which, device, dtype"),
+        ("speed=3", r"the checkpoint's option 'speed': Extra inputs"),
+        ("which=best,fast", r"wanted an option like which=best after the checkpoint, found 'fast'"),
+    ],
+)
+def test_a_wrong_option_of_a_checkpoint_is_one_sentence(
+    checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path, options: str, sentence: str
+) -> None:
+    checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    with pytest.raises(AgentgymError, match=sentence):
+        named_checkpoint(f"{tmp_path},{options}")
+
+
+def test_only_a_run_has_checkpoints_to_choose_among(checkpoints: Checkpoints, tiny: Tiny) -> None:
+    written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    with pytest.raises(RecipeError, match="which=best chooses among a run's checkpoints"):
+        named_checkpoint(f"{written.path},which=best")

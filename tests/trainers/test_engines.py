@@ -110,10 +110,16 @@ class TestScriptedEngine(TokenContract):
 
 
 @pytest.mark.parametrize(
-    ("turn_s", "given", "patience_s"), [(300, {}, 330.0), (5, {}, 120.0), (300, {"patience_s": 5.0}, 5.0)]
+    ("turn_s", "given", "patience_s"),
+    [
+        (300, {}, 330.0),
+        (5, {}, 120.0),
+        (300, {"patience_s": 5.0}, 5.0),
+        (5, {"patience_s": "3e2"}, 300.0),  # as YAML reads 3e2
+    ],
 )
 def test_lockstep_has_the_patience_for_a_step_that_takes_all_its_time(
-    lab: Any, turn_s: float, given: dict[str, float], patience_s: float
+    lab: Any, turn_s: float, given: dict[str, Any], patience_s: float
 ) -> None:
     chosen = lab.recipe(limits={"turn_timeout_s": turn_s}, trainer={"engine": {"name": "hf", "options": given}})
     parts = asyncio.run(build(chosen.prepare(), chosen.trainer_settings(), None, None, lambda *_: None))
@@ -531,7 +537,7 @@ def test_a_broken_worker_tells_everybody() -> None:
         with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
             await asked
         with pytest.raises(InfrastructureError, match="the engine is closed"):
-            await engine.generate(PROMPTS[0], Sampling(), "b", ())
+            await engine.generate(PROMPTS[0], Sampling(max_tokens=1), "b", ())
 
     for subject in hf(contract_model(tied=False)):
         subject.run(play(subject.engine))
@@ -551,6 +557,22 @@ def test_a_worker_that_breaks_on_new_weights_tells_who_brought_them() -> None:
 
     for subject in hf(contract_model(tied=False), weights="copied"):
         subject.run(play(subject.engine))
+
+
+def test_weights_that_cannot_be_copied_end_the_engine_and_tell_who_brought_them() -> None:
+    async def play(engine: Any, model: Any) -> None:
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
+        await asyncio.sleep(0.05)
+        model.lm_head.to("meta")  # of the right shape, but without numbers
+        with pytest.raises(InfrastructureError, match="the engine failed: NotImplementedError"):
+            await asyncio.wait_for(engine.update_weights(), 20)
+        with pytest.raises(InfrastructureError, match="the engine failed: NotImplementedError"):
+            await asked
+        with pytest.raises(InfrastructureError, match="the engine is closed and takes no weights"):
+            await asyncio.wait_for(engine.update_weights(), 20)
+
+    for subject in hf(contract_model(tied=False), weights="copied"):
+        subject.run(play(subject.engine, subject.model))
 
 
 def test_nothing_is_remembered_of_a_request_that_nobody_waits_for() -> None:

@@ -20,16 +20,18 @@ from typing import Any
 import pytest
 import torch
 import two_ranks
-from engine_contract import PROMPTS, Subject, contract_model, stir
+from engine_contract import PROMPTS, Subject, adapt, contract_model, stir
 from safetensors.torch import load_file
 
 from agentgym import registry
 from agentgym.errors import AgentgymError, InfrastructureError, MissingExtraError, RecipeError
 from agentgym.policy import BudgetExceeded, Sampling
+from agentgym_trainers.build import build
+from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.engines.vllm_server import VLLMServerEngine
-from agentgym_trainers.engines.weights import FileSync, check_weights, copy_weights, whole_weights
-from agentgym_trainers.lora import add_lora
-from agentgym_trainers.settings import LoraSettings, TrainerSettings
+from agentgym_trainers.engines.weights import FileSync, Weights, WholeWeights, check_weights, copy_weights
+from agentgym_trainers.models import export
+from agentgym_trainers.settings import TrainerSettings
 
 ROUTES: dict[str, Any] = {
     "/pause?mode=abort": {}, "/collective_rpc": {"results": [None]}, "/update_weight_version": {}, "/resume": {},
@@ -193,7 +195,7 @@ class Slow(VLLMServerEngine):
     async def _pause(self) -> None:
         self.did.append("pause")
 
-    async def _push(self, weights: list[tuple[str, Any]], version: int) -> None:
+    async def _push(self, weights: Weights, version: int) -> None:
         del weights
         self.did.append(f"push {version}")
 
@@ -266,6 +268,31 @@ def test_a_turn_ends_with_the_context() -> None:
             subject.run(subject.engine.close())
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vllm-server", {"url": "http://127.0.0.1:9"}),
+        pytest.param("vllm", {}, marks=pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")),
+    ],
+)
+def test_engines_have_the_context_of_the_run_unless_their_options_say_another(
+    lab: Any, tiny: tuple[Any, ChatFormat], tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    model, chat = tiny  # which reads 256 tokens
+    export(model, chat.tokenizer, tmp_path / "model")
+
+    def context(**more: Any) -> int:
+        engine = {"name": name, "options": options | more}
+        shape = {"path": str(tmp_path / "model"), "context_length": 100}
+        chosen = lab.recipe(trainer={"model": shape, "engine": engine})
+        parts = asyncio.run(build(chosen.prepare(), chosen.trainer_settings(), None, None, lambda *_: None))
+        made: Any = parts.engine
+        asyncio.run(made.close())
+        return int(made._context)
+
+    assert (context(), context(context_length=90)) == (100, 90)
+
+
 def test_recipes_choose_engines_by_name_and_their_options_are_checked() -> None:
     chosen = TrainerSettings.model_validate(
         {"engine": {"name": "vllm-server", "options": {"url": "http://127.0.0.1:8000", "transport": "file"}}}
@@ -289,14 +316,44 @@ def test_a_missing_vllm_is_one_sentence_with_the_command() -> None:
 
 def test_adapters_travel_as_part_of_their_layers() -> None:
     pytest.importorskip("peft", reason="needs peft")
-    model, plain = contract_model(tied=True), contract_model(tied=True)
-    add_lora(model, LoraSettings(rank=2), seed=0)
+    model, plain = adapt(contract_model(tied=True)), contract_model(tied=True)
     stir(model, 1)
-    copy_weights(plain, whole_weights(model))
+    copy_weights(plain, WholeWeights(model))
     ids = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
-        torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
-    check_weights(whole_weights(plain), model)
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
+    check_weights(WholeWeights(plain), model)
+
+
+def test_adapted_layers_are_added_up_one_at_a_time() -> None:
+    pytest.importorskip("peft", reason="needs peft")
+
+    class Reading(Slow):
+        async def _start(self) -> None:
+            """Be there at once."""
+
+        async def _push(self, weights: Weights, version: int) -> None:
+            own = {one.data_ptr() for one in self._model.state_dict().values()}
+            made: list[weakref.ref[Any]] = []
+            most = 0
+            for _, tensor in weights:
+                if tensor.data_ptr() not in own:
+                    made.append(weakref.ref(tensor))
+                most = max(most, sum(one() is not None for one in made))
+            self.did.append(f"push {version}: {len(made)}, {most} at once")
+
+    async def run(engine: Slow) -> None:
+        adapt(engine._model)
+        await engine._ready()  # as with the first request
+        await engine.update_weights()
+        await engine.close()
+
+    engine = Reading()
+    asyncio.run(run(engine))
+    layers = 2 * 7  # in each layer four projections of attention, and three after it
+    assert [one for one in engine.did if "push" in one] == [
+        f"push {version}: {layers}, 1 at once" for version in (0, 1)
+    ]
 
 
 def test_weights_are_written_elsewhere_where_files_in_memory_are_missing(
@@ -312,7 +369,7 @@ def test_weights_are_written_elsewhere_where_files_in_memory_are_missing(
     stir(model, 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("agentgym_trainers.engines.weights._SHARED", tmp_path / "nowhere")
-    asyncio.run(FileSync(load).push(whole_weights(model)))
+    asyncio.run(FileSync(load).push(WholeWeights(model)))
     assert read[0].is_relative_to(tmp_path)
     assert not list(tmp_path.iterdir())
     for mine, its in zip(plain.parameters(), model.parameters(), strict=True):

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_contract import PROMPTS, EngineContract, Subject, contract_model
+from engine_contract import PROMPTS, EngineContract, Subject, adapt, contract_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from weight_transfer import RecordingSender, ToldEngine
 
 from agentgym.errors import RecipeError
-from agentgym_trainers.engines.transfer import LoopClient, TransferSync, connect_vllm
+from agentgym_trainers.engines.transfer import LoopClient, Outgoing, TransferSync, connect_vllm, source_of
+from agentgym_trainers.engines.weights import WholeWeights
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM; `make test-vllm` installs its CPU build"),
@@ -111,6 +112,33 @@ def test_vllms_own_sender_tells_the_engine_what_comes_and_sends_what_was_pushed(
     assert [one["names"] for one in updates] == [["a", "b"], ["a"]]
     assert updates[0]["shapes"] == [[2, 3], [4]]
     assert updates[0]["dtype_names"] == ["float32", "bfloat16"]
+
+
+def test_vllm_is_told_of_adapted_layers_what_it_then_reads() -> None:
+    outgoing = Outgoing()
+    outgoing.pairs = WholeWeights(adapt(contract_model(tied=True)), torch.bfloat16)
+    source = source_of(outgoing)
+    told = [(one.name, one.dtype, one.shape) for one in source.metadata()]
+    assert told == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
+    assert {dtype for _, dtype, _ in told} == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("transport", "options", "summed_as"),
+    [
+        ("ipc", {}, torch.float32),
+        ("ipc", {"dtype": "bfloat16"}, torch.bfloat16),
+        ("ipc", {"dtype": "auto"}, None),
+        ("nccl", {"dtype": "bfloat16"}, None),
+    ],
+)
+def test_where_vllm_holds_all_weights_at_once_adapted_layers_come_in_its_own_type(
+    monkeypatch: pytest.MonkeyPatch, transport: str, options: dict[str, Any], summed_as: torch.dtype | None
+) -> None:
+    from agentgym_trainers.engines.vllm import VLLMEngine
+
+    monkeypatch.setattr("agentgym_trainers.engines.vllm.pick_transport", lambda *_: transport)  # as with GPUs
+    assert VLLMEngine(contract_model(tied=True), **options)._summed_as == summed_as
 
 
 def test_what_stands_in_for_vllm_in_tests_of_transfers_has_its_methods() -> None:

@@ -322,7 +322,7 @@ def test_an_endpoint_is_refused_for_training_when_the_recipe_is_read() -> None:
         Recipe.parse(recipe)
     engine = OpenAIEngine(OpenAISettings(model="m", url="http://h/v1"))
     with pytest.raises(CapabilityError, match="no tokens"):
-        asyncio.run(engine.generate([1], Sampling(), "s", [2]))
+        asyncio.run(engine.generate([1], Sampling(max_tokens=1), "s", [2]))
 
 
 def test_an_endpoints_trajectory_has_nothing_to_train_on() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import threading
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
 from agentgym import registry
 from agentgym_envs.calculator import CalculatorEnv
 from agentgym_trainers.advantages import Credit, reinforce
+from agentgym_trainers.checkpoint import Checkpoints
 from agentgym_trainers.gae import gae
 
 LIMIT_S = 20
@@ -66,6 +68,63 @@ def test_episodes_go_on_during_an_update(lab: Any) -> None:
     registry.add("advantages", "patient", patient)
     train(lab, {"steps": 2, "advantage": "patient"}, environment={"id": "tests/Held-v0"})
     assert Held.went_on.is_set()
+
+
+class HeldBySave(Held):
+    """The same, before a checkpoint is written."""
+
+    held = ""
+    updating = threading.Event()
+    went_on = threading.Event()
+
+
+def test_episodes_go_on_while_a_checkpoint_is_written(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Checkpoints.write
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        if HeldBySave.held:
+            HeldBySave.updating.set()
+            assert HeldBySave.went_on.wait(LIMIT_S), "no episode went on meanwhile"
+        return write(*given, **named)
+
+    monkeypatch.setattr(Checkpoints, "write", slowly)
+    registry.register("tests/HeldBySave-v0", HeldBySave)
+    train(lab, {"steps": 2}, environment={"id": "tests/HeldBySave-v0"}, trainer={"checkpoint": {"every": 1}})
+    assert HeldBySave.went_on.is_set()
+
+
+class Crowded(CalculatorEnv):
+    """Counts the episodes that run at once."""
+
+    running: ClassVar[set[int]] = set()
+    most: ClassVar[int] = 0
+    splits: ClassVar[set[str]] = set()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        found = super().reset(seed=seed, options=options)
+        self.running.add(id(self))
+        type(self).most = max(self.most, len(self.running))
+        if len(self.running) > 1:
+            self.splits.add(self._full_task.split)
+        return found
+
+    def close(self) -> None:
+        self.running.discard(id(self))
+        super().close()
+
+
+def test_held_out_attempts_count_among_those_that_run_at_once(lab: Any) -> None:
+    registry.register("tests/Crowded-v0", Crowded)
+    train(
+        lab,
+        {"steps": 3},
+        environment={"id": "tests/Crowded-v0"},
+        evaluation={"every": 1, "attempts": 4},
+        limits={"concurrency": 3, "max_tokens_per_turn": 8, "max_tokens": 32},
+        tasks={"train": 60, "test": 8},
+    )
+    assert Crowded.splits == {"train", "test"}
+    assert Crowded.most == 3
 
 
 @wraps(gae)

@@ -158,12 +158,19 @@ def test_the_tightest_limit_bounds_a_turn(tiny: Tiny) -> None:
     async def limits(context: int, total: int, per_turn: int) -> int:
         engine = Parrot([70])
         await policy(engine, tiny[1], context).session(episode(total, per_turn)).act(QUESTION)
-        return engine.asked[0][1].max_tokens
+        return engine.asked[0][1].limit
 
     prompt = sum(len(ids) for ids, _ in tiny[1].prompt(QUESTION))
     assert asyncio.run(limits(prompt + 5, 9, 8)) == 5
     assert asyncio.run(limits(200, 9, 8)) == 8
     assert asyncio.run(limits(200, 7, 8)) == 7
+
+
+def test_sampling_that_says_nothing_of_tokens_leaves_them_to_the_episode(tiny: Tiny) -> None:
+    engine = Parrot([70])
+    speaker = TokenPolicy(engine, tiny[1], Sampling(), 10_000)
+    asyncio.run(speaker.session(episode(5_000, 1_000)).act(QUESTION))
+    assert engine.asked[0][1].max_tokens == 1_000
 
 
 def test_a_model_plays_whole_groups_alike_every_time(tiny: Tiny) -> None:

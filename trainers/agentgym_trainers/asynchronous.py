@@ -75,7 +75,6 @@ class Asynchronous:
         self._width = policy.tasks_per_step
         bound = (self._schedule.max_staleness + 1) * self._width
         self._room = min(self._schedule.in_flight or bound, bound)
-        self._gate = asyncio.Semaphore(parts.prepared.recipe.limits.concurrency)
         self._orders: list[_Order] = []
         self._learning: list[_Order] = []
         self._closing: set[asyncio.Task[Group]] = set()
@@ -95,10 +94,14 @@ class Asynchronous:
         groups = [one.job.result() for one in taken if one.job is not None]
         return groups, self._metrics(groups)
 
-    async def updated(self) -> None:
-        """Give the engine the learner's weights; episodes under way go on with them."""
+    async def updated(self, *, last: bool = False) -> None:
+        """Give the engine the learner's weights; episodes under way go on, or end where nobody trains on them."""
+        if last:
+            await self.close()
         await self._engine.update_weights()
         self._learning = []
+        if last:
+            return
         self._fresh()
         self._fill()
 
@@ -139,7 +142,7 @@ class Asynchronous:
             self._parts.speaker(self._engine, self._parts.behaviour),
             prepared.recipe.limits,
             on_action=partial(self._heard, order),
-            gate=self._gate,
+            gate=self._parts.gate,
         )
         seed = derive_seed(prepared.recipe.seed, "order", order.number, order.redone)
         (group,) = await rollouts.run_guided(
@@ -200,14 +203,15 @@ class Asynchronous:
         attempts = [one for group in groups for one in group.trajectories]
         ages = [version - oldest for one in attempts if (oldest := oldest_version([one])) is not None]
         counts, self._counts = self._counts, Counter()
-        started = len(attempts) + sum(group.cut for group in groups)
+        cut = sum(group.cut for group in groups)
+        started = sum(len(group.ended) for group in groups) + cut
         return {
             "schedule/staleness": sum(ages) / max(1, len(ages)),
             "schedule/staleness_max": float(max(ages, default=0)),
             "schedule/carried": sum(len(_versions(one)) > 1 for one in attempts) / len(attempts),
             "schedule/groups_stale": float(counts["stale"]),
             "schedule/groups_given_up": float(counts["given_up"]),
-            "schedule/attempts_cut": sum(group.cut for group in groups) / started,
+            "schedule/attempts_cut": cut / started,
             "schedule/in_flight": float(len(self._orders)),
         }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from itertools import count
 from typing import Any
@@ -33,6 +34,7 @@ from agentgym_trainers.models import (
     refuse_longer,
 )
 from agentgym_trainers.native import Progress
+from agentgym_trainers.options import checked_options
 from agentgym_trainers.policy import TokenPolicy
 from agentgym_trainers.settings import TrainerSettings
 from agentgym_trainers.world import World
@@ -59,6 +61,12 @@ class Parts:
     demonstrations: list[TokenBuffer]
     progress: Progress
     world: World
+    gate: asyncio.Semaphore = field(init=False)
+    """How many episodes run at once, whatever for."""
+
+    def __post_init__(self) -> None:
+        """Let as many run as the recipe's limits say."""
+        self.gate = asyncio.Semaphore(self.prepared.recipe.limits.concurrency)
 
     def speaker(self, engine: Any, sampling: Sampling) -> TokenPolicy:
         """Return a policy that samples with an engine."""
@@ -67,7 +75,7 @@ class Parts:
     @property
     def behaviour(self) -> Sampling:
         """How training episodes are sampled."""
-        return Sampling(temperature=self.settings.policy.temperature, max_tokens=self.context_length)
+        return Sampling(temperature=self.settings.policy.temperature)
 
     async def evaluate(self) -> tuple[list[Group], Metrics]:
         """Attempt the held-out tasks; return the attempts and the report's figures."""
@@ -83,6 +91,7 @@ class Parts:
                 limits=recipe.limits,
                 seed=recipe.seed,
                 on_done=counter(self.progress, "held-out attempts", len(self.world.share(tasks)) * section.attempts),
+                gate=self.gate,
             )
         finally:
             if engine is not self.engine:
@@ -93,25 +102,35 @@ class Parts:
     def _evaluation_engine(self) -> TrainableEngine:
         """Return an engine for whoever comes first, which a lockstep engine is not."""
         # Weights that are cast anew for every token cost more than a copy in the smaller type.
-        return make_engine(self.settings, self.model, "eager", own_weights=self.settings.compute.dtype != "float32")
+        own = self.settings.compute.dtype != "float32"
+        return make_engine(self.settings, self.model, "eager", own_weights=own, context_length=self.context_length)
 
 
 def make_engine(
-    settings: TrainerSettings, model: Any, batching: str, *, own_weights: bool = False, turn_s: float | None = None
+    settings: TrainerSettings,
+    model: Any,
+    batching: str,
+    *,
+    own_weights: bool = False,
+    turn_s: float | None = None,
+    context_length: int | None = None,
 ) -> TrainableEngine:
     """Build the recipe's engine over a model, with weights of its own where that is wanted and a choice.
 
-    One that waits for silent episodes has the patience for a step of `turn_s`, and for a sandbox to start, unless the
-    recipe gives it another.
+    One that waits for silent episodes has the patience for a step of `turn_s`, and for a sandbox to start; one that
+    takes a context has `context_length`. What the recipe says of either comes first.
     """
     engine = settings.engine
-    accepted = signature(registry.lookup("engines", engine.name)).parameters
+    target = registry.lookup("engines", engine.name)
+    accepted = signature(target).parameters
     given: dict[str, Any] = {"batching": batching, "max_batch": settings.compute.max_batch}
     if settings.compute.dtype != "float32" and "dtype" in accepted:
         given["dtype"] = settings.compute.dtype
     if turn_s is not None and "patience_s" in accepted:
         given["patience_s"] = max(_PATIENCE_S, turn_s + _SLACK_S)
-    given |= engine.options
+    if context_length is not None and "context_length" in accepted:
+        given["context_length"] = context_length
+    given |= checked_options("trainer.engine.options", engine.name, target, engine.options)
     if own_weights and "weights" in accepted:
         given.setdefault("weights", "copied")  # who asks for shared ones is told what does not go with them
     made: TrainableEngine = registry.create("engines", engine.name, model=model, **given)
@@ -171,6 +190,7 @@ async def build(
         "eager" if overlap else "lockstep",
         own_weights=overlap,
         turn_s=prepared.recipe.limits.turn_timeout_s,
+        context_length=context,
     )
     return Parts(prepared, settings, model, chat, context, engine, learner, rows, progress, world)
 

@@ -29,8 +29,8 @@ class Collector(Protocol):
         """Return the groups to train on at a step, and what there is to say about how they came."""
         ...
 
-    async def updated(self) -> None:
-        """Sample from the learner's new weights from here on."""
+    async def updated(self, *, last: bool = False) -> None:
+        """Sample from the learner's new weights from here on; after the last step, no more to train on."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class LockStep:
         )  # fmt: skip
         return world.gather(groups), {}
 
-    async def updated(self) -> None:
+    async def updated(self, *, last: bool = False) -> None:  # noqa: ARG002
         """Tell the engine; nothing is under way."""
         await self._parts.engine.update_weights()
 

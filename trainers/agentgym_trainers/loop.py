@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from agentgym.difficulty import difficulties_of
-from agentgym.errors import RecipeError
+from agentgym.errors import RecipeError, TaskError
 from agentgym.learnable import Learnable
 from agentgym.recipe import Prepared
 from agentgym.run import STOPPED, RunDirectory
@@ -27,9 +27,10 @@ from agentgym_trainers.checkpoint import Checkpoint, CheckpointError, Checkpoint
 from agentgym_trainers.collect import Collector, LockStep, Room
 from agentgym_trainers.flops import peak_flops
 from agentgym_trainers.heap import share_heap
+from agentgym_trainers.metrics import evaluated, why_not_best
 from agentgym_trainers.native import Progress
 from agentgym_trainers.optimizer import CollapseError
-from agentgym_trainers.reporting import Metrics, Stopwatch, resources, rollout_metrics
+from agentgym_trainers.reporting import Metrics, Stopwatch, resources, rollout_metrics, unaided_rewards
 from agentgym_trainers.settings import TrainerSettings
 from agentgym_trainers.trackers import Trackers
 from agentgym_trainers.update import Update
@@ -55,7 +56,12 @@ class Trainer:
     world: World
 
     def __init__(self, prepared: Prepared, run: RunDirectory, progress: Progress | None = None) -> None:
-        """Take a prepared recipe, where to write, and whom to tell."""
+        """Take a prepared recipe, where to write, and whom to tell.
+
+        Raises:
+            RecipeError: advantage, loss and critic do not go together, or no evaluation reports the metric by which the
+                best checkpoint is kept.
+        """
         self.prepared = prepared
         self.recipe = prepared.recipe
         self.settings: TrainerSettings = self.recipe.trainer_settings()
@@ -72,6 +78,9 @@ class Trainer:
         self._told_later: Metrics = {}
         parts = {"scheme": prepared.scheme, "guidance": prepared.guidance}
         self._learnables = {name: part for name, part in parts.items() if isinstance(part, Learnable)}
+        reported = evaluated(self.recipe.evaluation.attempts, difficulties_of(prepared.held_out).values())
+        if (reason := why_not_best(self.settings.checkpoint.best, reported)) is not None:
+            raise RecipeError(reason)
 
     def train(self, *, resume: bool) -> None:
         """Run all phases."""
@@ -141,12 +150,12 @@ class Trainer:
             self._log("sft", self.step, sft.steps, metrics | self._costs(clock, metrics))
             due = self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps
             if due and not self._watch.suspicious:
-                self._save()
+                await self._save()
         suspicious = self._watch.suspicious
         self._watch.end_warm_start()
         self._update.begin(self.parts.learner)
         await self.parts.engine.update_weights(version=self.parts.engine.weight_version)
-        self._save(await self._evaluate(0), suspicious=suspicious)
+        await self._save(await self._evaluate(0), suspicious=suspicious)
 
     async def _improve(self) -> None:
         """Sample, price, learn; evaluate and save now and then."""
@@ -159,7 +168,7 @@ class Trainer:
             if done == policy.steps or (every and done % every == 0):
                 score = await self._evaluate(done)
             if done == policy.steps or ((due or self._is_best(score)) and not self._watch.suspicious):
-                self._save(score)
+                await self._save(score)
 
     async def _policy_step(self) -> Metrics:
         clock = Stopwatch()
@@ -173,9 +182,10 @@ class Trainer:
         learn = partial(self._update, self.parts.learner, groups, rewards, seed=seed, done=done)
         metrics |= await asyncio.to_thread(learn) if self.collector.overlaps else learn()
         clock.lap("learn")
-        await self.collector.updated()
+        await self.collector.updated(last=done + 1 == self.settings.policy.steps)
         clock.lap("sync")
-        metrics |= rollout_metrics(groups, rewards, self._difficulties)
+        unaided = unaided_rewards(groups, rewards, self.prepared.scheme)
+        metrics |= rollout_metrics(groups, rewards, self._difficulties, unaided)
         for learnable in self._learnables.values():
             metrics |= learnable.update(groups)
         self._sampler.update({group.task_id: pass_rate(group.trajectories) for group in groups})
@@ -199,10 +209,6 @@ class Trainer:
         self.run.write_trajectories(self.step, groups, name="evaluation")
         self._log("eval", done, self.settings.policy.steps, metrics)
         best = self.settings.checkpoint.best
-        if best is not None and best not in metrics:
-            raise RecipeError(
-                f"trainer.checkpoint.best: evaluations report no {best!r}; they report {', '.join(metrics)}"
-            )
         score = math.nan if best is None else metrics[best]
         return None if math.isnan(score) else score
 
@@ -226,7 +232,7 @@ class Trainer:
         self.run.write_json(STOPPED, {"step": self.step, "reason": reason})
         return CollapseError(reason)
 
-    def _save(self, score: float | None = None, *, suspicious: bool = False) -> None:
+    async def _save(self, score: float | None = None, *, suspicious: bool = False) -> None:
         began = time.monotonic()
         state = {
             "step": self.step,
@@ -240,15 +246,16 @@ class Trainer:
         model, tokenizer = self.parts.model, self.parts.chat.tokenizer
         if self.world.main:
             doubt = suspicious or self._watch.suspicious
-            self.checkpoints.write(
-                self.step, model, tokenizer, state, self._plain_recipe, score=score, suspicious=doubt
-            )
+            write = partial(self.checkpoints.write, self.step, model, tokenizer, state, self._plain_recipe)
+            write = partial(write, score=score, suspicious=doubt)
+            # Episodes under way would lose the time, and run out of it in the middle of a step.
+            await asyncio.to_thread(write) if self.collector.overlaps else write()
         self._told_later = {"seconds/save": time.monotonic() - began}
 
     def _restore(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         try:
             self._go_on_from(state)
-        except RecipeError:  # of what the recipe names, such as the critic's own model: no checkpoint is to blame
+        except (RecipeError, TaskError):  # of the critic's own model, or of other tasks: no checkpoint is to blame
             raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(

@@ -46,18 +46,36 @@ def has_lora(model: Any) -> bool:
     return any(hasattr(one, "lora_A") for one in model.modules())
 
 
+def plain_state(model: Any) -> dict[str, tuple[Tensor, Any]]:
+    """Return what a model stores under the names of one without adapters, each with the layer to add up, if any."""
+    layers = {name: one for name, one in model.named_modules() if hasattr(one, "lora_A")}
+    state: dict[str, tuple[Tensor, Any]] = {}
+    for key, stored in model.state_dict().items():
+        owner, _, rest = key.rpartition(".base_layer.")
+        if owner in layers:
+            state[f"{owner}.{rest}"] = stored, layers[owner] if rest == "weight" else None
+        elif key.rpartition(".lora_")[0] not in layers:
+            state[key] = stored, None
+    return state
+
+
+def added_up(stored: Tensor, layer: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a layer's weight as if it had been trained whole, by default in its own type."""
+    with torch.no_grad():
+        whole: Tensor = stored + layer.get_delta_weight(_ADAPTER)
+        return whole.to(dtype or stored.dtype)
+
+
 def merged_state(model: Any) -> dict[str, Tensor]:
-    """Return a model's state as if it had been trained whole: adapters added to their layers, under plain names."""
-    state: dict[str, Tensor] = model.state_dict()
-    for name, layer in model.named_modules():
-        if not hasattr(layer, "lora_A"):
+    """Return on the CPU a model's state as if it had been trained whole; its device holds one whole layer at a time."""
+    state: dict[str, Tensor] = {}
+    moved: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, (stored, layer) in plain_state(model).items():
+        if layer is not None:
+            state[name] = added_up(stored, layer).cpu()
             continue
-        with torch.no_grad():
-            state[f"{name}.base_layer.weight"] = layer.base_layer.weight + layer.get_delta_weight(_ADAPTER)
-        for key in [one for one in state if one.startswith(f"{name}.lora_")]:
-            del state[key]
-        for key in [one for one in state if one.startswith(f"{name}.base_layer.")]:
-            state[key.replace(".base_layer.", ".")] = state.pop(key)
+        # What is tied must stay so, or it is saved twice.
+        state[name] = moved.setdefault((stored.data_ptr(), stored.shape), stored.cpu())
     return state
 
 

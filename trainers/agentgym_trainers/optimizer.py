@@ -13,6 +13,11 @@ from agentgym.errors import AgentgymError
 from agentgym_trainers.settings import OptimSettings
 from agentgym_trainers.sharding import like, whole
 
+_ADVICE = (
+    "begin a new run from the last good checkpoint (trainer.model.path=RUN trainer.sft.steps=0) with a lower learning "
+    "rate"
+)
+
 
 class CollapseError(AgentgymError):
     """A loss or a gradient is no longer a number; the last checkpoint is the last good state."""
@@ -35,9 +40,7 @@ def refuse_collapse(model: Any) -> None:
         sound = all(bool(one < _SQUARABLE) for one in ends)  # NaN is less than nothing
         sound = sound and bool(model(input_ids=ids_BL, use_cache=False).logits.isfinite().all())
     if not sound:
-        raise CollapseError(
-            "the model gives no numbers any more; resume from the last checkpoint with a lower learning rate"
-        )
+        raise CollapseError(f"the model gives no numbers any more; {_ADVICE}")
 
 
 def learning_rate(optim: OptimSettings, step: int, steps: int) -> float:
@@ -84,8 +87,7 @@ class Optimizer:
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip)))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise CollapseError(
-                f"the loss is {loss} and the gradient's norm {norm} at update {self.updates}; resume from the last "
-                "checkpoint with a lower learning rate"
+                f"the loss is {loss} and the gradient's norm {norm} at update {self.updates}; {_ADVICE}"
             )
         rate = learning_rate(self._optim, self.updates, self._steps)
         for group in self._adamw.param_groups:

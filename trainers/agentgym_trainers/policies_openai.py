@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
-
-import yaml
-from pydantic import ValidationError
 
 from agentgym.errors import RecipeError
 from agentgym.policy import Action, BudgetExceeded, Episode, Sampling, StopReason
@@ -16,6 +14,7 @@ from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
 from agentgym.toolcalls.common import UnreadableError, make_call, read_json
 from agentgym.types import Message, ToolCall
+from agentgym_trainers.addresses import read_options
 from agentgym_trainers.engines.openai import Completion, OpenAIEngine, OpenAISettings
 
 _ADDRESS = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^,\s]+)(?:,(?P<options>.*))?")
@@ -40,28 +39,14 @@ def openai_policy(address: str, *, sampling: Sampling | None = None) -> OpenAIPo
     found = _ADDRESS.fullmatch(address)
     if found is None:
         raise RecipeError(f"wanted an endpoint like openai:MODEL@http://localhost:8000/v1, found 'openai:{address}'")
-    options: dict[str, Any] = {}
-    for word in (found["options"] or "").split(","):
-        name, sign, text = word.partition("=")
-        if sign:
-            options[name.strip()] = _value(word, text)
-        elif word:
-            raise RecipeError(f"wanted an option like concurrency=4 after the endpoint, found {word!r}")
-    try:
-        settings = OpenAISettings(model=found["model"], url=found["url"], **options)
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        field = ".".join(str(part) for part in first["loc"])
-        accepted = ", ".join(name for name in OpenAISettings.model_fields if name not in ("model", "url"))
-        raise RecipeError(f"the endpoint's option {field!r}: {first['msg']}; the options are: {accepted}") from error
+    settings = read_options(
+        found["options"] or "",
+        partial(OpenAISettings, model=found["model"], url=found["url"]),
+        [name for name in OpenAISettings.model_fields if name not in ("model", "url")],
+        owner="endpoint",
+        example="concurrency=4",
+    )
     return OpenAIPolicy(OpenAIEngine(settings), sampling)
-
-
-def _value(word: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"wanted a value after the sign in the endpoint's option {word!r}, found {text!r}") from error
 
 
 class OpenAIPolicy:
@@ -119,7 +104,7 @@ class OpenAISession:
 
     def _body(self, left: int) -> dict[str, Any]:
         settings, sampling, episode = self._engine.settings, self._sampling, self._episode
-        limit = min(left, episode.max_tokens_per_turn, sampling.max_tokens if sampling else left)
+        limit = min(left, episode.max_tokens_per_turn, (sampling and sampling.max_tokens) or left)
         body: dict[str, Any] = {
             "messages": self._history,
             settings.max_tokens_field: limit,

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 from agentgym.errors import InfrastructureError
 from agentgym.policy import Action, BudgetExceeded, Engine, Episode, Sampling
+from agentgym.rollout import Limits
 from agentgym.sampling import derive_seed
 from agentgym.tokens import TokenBuffer
 from agentgym.types import Message
@@ -16,19 +17,30 @@ from agentgym_trainers.chat import ChatFormat, Piece
 class TokenPolicy:
     """Plays episodes with an engine; every trajectory carries its token ids."""
 
-    def __init__(self, engine: Engine, chat: ChatFormat, sampling: Sampling, context_length: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        sampling: Sampling,
+        context_length: int,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
         """Combine the parts.
 
         Args:
             engine: samples tokens.
             chat: renders messages and parses answers.
-            sampling: temperature, top_p and an upper limit of tokens per turn; its seed is replaced for each turn.
+            sampling: temperature, top_p and, if wanted, fewer tokens per turn than the episode's limits allow; its seed
+                is replaced for each turn.
             context_length: tokens that the model can attend to, prompt and answers together.
+            limits: what its episodes were bounded by when it was trained, for whoever evaluates it.
         """
         self.engine = engine
         self.chat = chat
         self.sampling = sampling
         self.context_length = context_length
+        self.limits = limits
 
     def session(self, episode: Episode) -> TokenSession:
         """Begin one episode."""
@@ -111,7 +123,7 @@ class TokenSession:
         context = self._policy.context_length - kept - new
         if context < 1:
             raise BudgetExceeded("context")
-        return min(left, context, self._episode.max_tokens_per_turn, self._policy.sampling.max_tokens)
+        return min(left, context, self._episode.max_tokens_per_turn, self._policy.sampling.max_tokens or left)
 
     def _append(self, pieces: Sequence[Piece]) -> None:
         turn = max(self._turn - 1, 0)

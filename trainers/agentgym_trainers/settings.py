@@ -30,7 +30,7 @@ class ModelSettings(Record):
 
     path: str | None = None
     """A Hugging Face folder or name, or a run or a checkpoint of one; None makes a new model of the shape below, and a
-    tokenizer from the tasks."""
+    tokenizer from the tasks. Beside a path the shape says nothing: so a recipe goes on from a run that it made."""
     vocab_size: Annotated[int, Field(ge=262)] = 512
     hidden: Positive = 96
     layers: Positive = 3
@@ -91,7 +91,9 @@ class EngineSettings(Record):
         unknown = next((one for one in self.options if one not in accepted), None)
         if unknown is not None:
             takes = ", ".join(accepted) or "none"
-            raise ValueError(f"the engine {self.name!r} has no option {unknown!r}; it takes: {takes}")
+            of_hf = unknown in signature(registry.lookup("engines", "hf")).parameters
+            hint = f"; another engine's go with trainer.engine={{name: {self.name}}}" if of_hf else ""
+            raise ValueError(f"the engine {self.name!r} has no option {unknown!r}; it takes: {takes}{hint}")
         checked_options("options", self.name, target, self.options)
         return self
 
@@ -246,6 +248,13 @@ class CheckpointSettings(Record):
     """How many of the newest stay; the newest that breaks no rule of `watch.stop` stays in any case."""
     best: Annotated[str, Field(pattern="^eval/")] | None = None
     """An evaluation's metric, such as eval/pass@1: the checkpoint of its highest value is written and stays as well."""
+
+    @field_validator("best")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and not is_metric(name):
+            raise UnknownNameError("metric", name, [one for one in METRICS if one.startswith("eval/")])
+        return name
 
 
 class StopRule(Record):

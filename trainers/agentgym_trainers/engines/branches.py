@@ -84,7 +84,7 @@ def draw_branches(logits_TV: Tensor, branches: Sequence[Branch], version: int) -
     device, count_B = logits_TV.device, torch.tensor(counts)
     samplings = [branch.rows[0].request.sampling for branch in branches]
     temperature_T, top_p_T = (
-        torch.tensor(one).repeat_interleave(count_B).to(device)
+        torch.tensor(one).repeat_interleave(count_B)
         for one in ([one.temperature for one in samplings], [one.top_p for one in samplings])
     )
     token_TK, logp_TK = draw(logits_TV, temperature_T, top_p_T, torch.from_numpy(uniform_TK).to(device))

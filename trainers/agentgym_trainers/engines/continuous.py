@@ -130,6 +130,8 @@ class ContinuousBatch:
 
     def _join(self, rows: list[Row], version: int) -> list[Result]:
         """Compute contexts that nobody has computed yet, shortest first; rows with one context share the work."""
+        if not rows:
+            return []
         branches = Branch.all_of(rows)
         running = {}
         if not all(self._prefixes.has(one.session) for one in branches):
@@ -241,7 +243,7 @@ class ContinuousBatch:
 
     def _forward(self, start: int, ids_BQ: Tensor, position_BQ: Tensor, keep: int) -> Tensor:
         device = self._model.device
-        plan = self._cache.plan(start, position_BQ.to(device), self._model.dtype)
+        plan = self._cache.plan(start, position_BQ, self._model.dtype, device)
         out = self._model(input_ids=ids_BQ.to(device), use_cache=True, logits_to_keep=keep, **plan)
         logits_BQV: Tensor = out.logits
         return logits_BQV

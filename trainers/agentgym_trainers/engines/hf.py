@@ -133,6 +133,7 @@ class HFEngine:
 
         Raises:
             InfrastructureError: the engine is closed, or the model failed.
+            ValueError: the model cannot read the prompt, or the sampling has no limit of tokens.
         """
         check_prompt(prompt_ids, self._vocabulary)
         request = Request(session, list(prompt_ids), sampling, frozenset(stop_ids))
@@ -285,7 +286,7 @@ class HFEngine:
             with self._lock:
                 self._closed, self._busy = True, False
                 requests, updates = list(self._requests.values()), list(self._updates)
-            failure = InfrastructureError(f"the engine failed: {error!r}")
+            failure = _failure(error)
             self._hand_out([(one, failure) for one in requests])
             for update in updates:
                 if not update.done.done():
@@ -363,17 +364,24 @@ class HFEngine:
             return []
         try:
             copy_weights(self._model, update.weights)
-        except ValueError as error:
+        except ValueError as error:  # nothing was copied
             update.done.set_exception(error)
             return []
+        except BaseException as error:
+            update.done.set_exception(_failure(error))
+            raise
         self.weight_version = update.version
         try:
             done = self._batch.restart(update.version) if self._batch is not None else []
         except BaseException as error:
-            update.done.set_exception(InfrastructureError(f"the engine failed: {error!r}"))
+            update.done.set_exception(_failure(error))
             raise
         update.done.set_result(None)
         return done
+
+
+def _failure(error: BaseException) -> InfrastructureError:
+    return InfrastructureError(f"the engine failed: {error!r}")
 
 
 def _answer(answers: Iterable[_Answer]) -> None:

@@ -13,7 +13,7 @@ from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
 from agentgym.policy import BudgetExceeded, Generation, Sampling, StopReason
 from agentgym.sampling import derive_seed
 from agentgym_trainers.engines.sampler import check_prompt
-from agentgym_trainers.engines.weights import check_weights, whole_weights
+from agentgym_trainers.engines.weights import Weights, WholeWeights, check_weights
 
 _POLL_S = 0.02
 
@@ -63,6 +63,8 @@ class RemoteEngine(ABC):
         self.weight_version = 0
         self.owns_weights = True
         self._model = model
+        self._summed_as: Any = None
+        """The type in which layers with adapters are sent; None is the layer's own."""
         self._context = min(context_length or limit, limit)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._asks: dict[str, _Ask] = {}
@@ -97,7 +99,7 @@ class RemoteEngine(ABC):
         room = self._context - len(prompt_ids)
         if room < 1:
             raise BudgetExceeded("context")
-        if sampling.max_tokens > room:
+        if sampling.limit > room:
             sampling = sampling.model_copy(update={"max_tokens": room})
         self._check_open()
         if session in self._asks:
@@ -127,7 +129,7 @@ class RemoteEngine(ABC):
             InfrastructureError: the engine is closed, or the server failed.
         """
         self._check_open()
-        given = list(whole_weights(self._model)) if weights is None else check_weights(weights, self._model)
+        given = self._own_weights() if weights is None else check_weights(weights, self._model)
         version = self.weight_version + 1 if version is None else version
         first = await self._ready(given, version)
         self._check_open()
@@ -147,7 +149,7 @@ class RemoteEngine(ABC):
         if self._started:
             await self._stop()
 
-    async def _ready(self, weights: list[tuple[str, Any]] | None = None, version: int | None = None) -> bool:
+    async def _ready(self, weights: Weights | None = None, version: int | None = None) -> bool:
         """Start with the first who asks, or who asks after a start that failed; return whether it was this one."""
         first = self._start_task is None or (self._start_task.done() and not self._started)
         if first:
@@ -157,15 +159,18 @@ class RemoteEngine(ABC):
         await asyncio.shield(self._start_task)
         return first
 
-    async def _begin(self, weights: list[tuple[str, Any]] | None, version: int | None) -> None:
+    async def _begin(self, weights: Weights | None, version: int | None) -> None:
         """Start with the learner's weights; where the engine was closed meanwhile, without any."""
         await self._start()
         self._started = True
         if not self._closed:
-            given = weights or list(whole_weights(self._model))
+            given = self._own_weights() if weights is None else weights
             await self._renew(given, self.weight_version if version is None else version)
 
-    async def _renew(self, weights: list[tuple[str, Any]], version: int) -> None:
+    def _own_weights(self) -> Weights:
+        return WholeWeights(self._model, self._summed_as)
+
+    async def _renew(self, weights: Weights, version: int) -> None:
         self._running.clear()
         try:
             await self._exchange(weights, version)
@@ -181,7 +186,7 @@ class RemoteEngine(ABC):
         finally:
             self._running.set()
 
-    async def _exchange(self, weights: list[tuple[str, Any]], version: int) -> None:
+    async def _exchange(self, weights: Weights, version: int) -> None:
         """Replace the weights while nothing is computed."""
         await self._pause()
         await self._push(weights, version)
@@ -198,7 +203,7 @@ class RemoteEngine(ABC):
             done, version = len(ask.ids), self.weight_version
             # What goes on after new weights must not repeat the draws it has used.
             seed = derive_seed(sampling.seed, done) if done else sampling.seed
-            left = sampling.model_copy(update={"max_tokens": sampling.max_tokens - done, "seed": seed})
+            left = sampling.model_copy(update={"max_tokens": sampling.limit - done, "seed": seed})
             try:
                 part = await self._sample(ask.name, prompt + ask.ids, left, stop_ids)
             except AgentgymError:
@@ -210,12 +215,12 @@ class RemoteEngine(ABC):
             ask.take(part, int(part.version) if part.version else version)
             if ask.ids and ask.ids[-1] in stop_ids:
                 return self._generation(ask, "stop")
-            if len(ask.ids) >= sampling.max_tokens:
+            if len(ask.ids) >= sampling.limit:
                 return self._generation(ask, "length")
             if part.reason in ("stop", "length"):
                 raise InfrastructureError(
                     f"the server ended a request after {len(ask.ids)} tokens with {part.reason!r}, and neither a stop "
-                    f"token nor the limit of {sampling.max_tokens} was reached"
+                    f"token nor the limit of {sampling.limit} was reached"
                 )
 
     def _generation(self, ask: _Ask, reason: StopReason) -> Generation:
@@ -255,8 +260,8 @@ class RemoteEngine(ABC):
         """Cut off every request and begin none; drop what is cached."""
 
     @abstractmethod
-    async def _push(self, weights: list[tuple[str, Any]], version: int) -> None:
-        """Replace the weights."""
+    async def _push(self, weights: Weights, version: int) -> None:
+        """Replace the weights; a layer with adapters is added up as it is read, so read them one by one if you can."""
 
     @abstractmethod
     async def _resume(self) -> None:

@@ -25,6 +25,12 @@ class Request:
     """Whether it is to end with what was sampled so far."""
     forgotten: bool = False
     """Whether nobody waits for it any more, and nothing of it is to be remembered."""
+    limit: int = field(init=False)
+    """Tokens that may be sampled."""
+
+    def __post_init__(self) -> None:
+        """Refuse sampling without a limit."""
+        self.limit = self.sampling.limit
 
 
 @dataclass(eq=False, slots=True)
@@ -45,7 +51,7 @@ class Row:
     def of(cls, request: Request) -> Row:
         """Begin a request."""
         stream = np.random.Generator(np.random.Philox(request.sampling.seed))
-        return cls(request, stream.random(request.sampling.max_tokens))
+        return cls(request, stream.random(request.limit))
 
     @property
     def context(self) -> list[int]:
@@ -60,7 +66,7 @@ class Row:
     @property
     def left(self) -> int:
         """Tokens that may still be sampled."""
-        return self.request.sampling.max_tokens - len(self.ids)
+        return self.request.limit - len(self.ids)
 
     def take(self, tokens: list[int], logprobs: list[float], version: int) -> None:
         """Append what was drawn: nothing may follow a stop, nor exceed what the request may have."""
@@ -96,10 +102,13 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_BK: 
     Raises:
         ArithmeticError: a row's scores are no distribution.
     """
+    # Asked before they are moved: a device would have to be waited for.
+    greedy, cut = bool((temperature_B == 0).any()), bool((top_p_B < 1).any())
+    temperature_B, top_p_B = (one.to(logits_BV.device) for one in (temperature_B, top_p_B))
     greedy_B = temperature_B == 0
     scaled_BV = logits_BV.float() / torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)[:, None]
     p_BV = torch.softmax(scaled_BV, dim=-1)
-    if bool((top_p_B < 1).any()):
+    if cut:
         p_BV = _nucleus(p_BV, top_p_B)
     # A sum in float32 would misplace up to 1e-5 of the mass over a large vocabulary.
     cumulative_BV = p_BV.cumsum(-1, dtype=torch.float64)
@@ -108,7 +117,7 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_BK: 
     token_BK = torch.searchsorted(cumulative_BV, uniform_BK * cumulative_BV[:, -1:], right=True)
     token_BK.clamp_(max=logits_BV.shape[-1] - 1)
     logp_BK = p_BV.gather(-1, token_BK).log()
-    if bool(greedy_B.any()):
+    if greedy:
         token_BK = torch.where(greedy_B[:, None], scaled_BV.argmax(-1, keepdim=True), token_BK)
         logp_BK = torch.where(greedy_B[:, None], torch.zeros_like(logp_BK), logp_BK)
     return token_BK, logp_BK

@@ -61,7 +61,7 @@ class DemonstrationPolicy(TokenPolicy):
         """Take the function that writes the script of an episode."""
         self._scripted = ScriptedEngine(chat)
         self._script = script
-        super().__init__(self._scripted, chat, Sampling(max_tokens=context_length), context_length)
+        super().__init__(self._scripted, chat, Sampling(), context_length)
 
     def session(self, episode: Episode) -> TokenSession:
         """Begin one episode with its own script."""

@@ -45,6 +45,8 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Write the new tokens' states [B, H, Q, D] where the plan says; return all columns of the plan's rows."""
+        # Under autocast rotation makes keys float32, and attention would cast all of them again for every token.
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return self.write(key_states.transpose(1, 2), value_states.transpose(1, 2))
@@ -84,10 +86,11 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
 class SlotPlan:
     """What one forward pass writes and reads: rows [start, stop), positions [B, Q] (-1 is padding), columns seen."""
 
-    def __init__(self, start: int, position_BQ: Tensor) -> None:
+    def __init__(self, start: int, position_BQ: Tensor, device: torch.device | None = None) -> None:
         self.start, self.stop = start, start + position_BQ.shape[0]
+        self.width = int(position_BQ.max()) + 1  # before it is moved: a device would have to be waited for
+        position_BQ = position_BQ.to(device)
         self.position_BQ = position_BQ.clamp(min=0)
-        self.width = int(position_BQ.max()) + 1
         self.column = torch.where(position_BQ < 0, torch.full_like(position_BQ, -1), position_BQ)
         self.row = torch.arange(position_BQ.shape[0], device=position_BQ.device)[:, None]
 
@@ -129,15 +132,18 @@ class SlotCache:
         self.cache = Cache(layers=self._layers)
         self._additive = config._attn_implementation == "eager"
 
-    def plan(self, start: int, position_BQ: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    def plan(
+        self, start: int, position_BQ: Tensor, dtype: torch.dtype, device: torch.device | None = None
+    ) -> dict[str, Any]:
         """Prepare one forward pass; return the model's arguments for it.
 
         Args:
             start: the first row.
             position_BQ: of each new token in its row, -1 for padding before it.
             dtype: of the model's scores.
+            device: the model's; by default where the positions are.
         """
-        plan = SlotPlan(start, position_BQ)
+        plan = SlotPlan(start, position_BQ, device)
         for layer in self._layers:
             layer.plan = plan
         # One token a row: a mask in the scores' own type is no larger, and no layer has to convert it.

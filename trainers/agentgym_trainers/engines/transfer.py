@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 from agentgym.errors import AgentgymError, InfrastructureError, RecipeError
-from agentgym_trainers.engines.weights import Weights
+from agentgym_trainers.engines.weights import Weights, outlines
 
 Transport = Literal["file", "ipc", "nccl"]
 _WANTS = {"ipc": "vLLM on the learner's GPU and on no other", "nccl": "the learner on a GPU that vLLM does not take"}
@@ -106,7 +106,7 @@ class Outgoing:
     """Weights on their way; a sender reads them anew at every transfer."""
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[str, Any]] = []
+        self.pairs: Weights = []
 
 
 class Sender(Protocol):
@@ -136,7 +136,7 @@ class TransferSync:
 
     async def push(self, weights: Weights) -> None:
         """Send every tensor."""
-        await asyncio.to_thread(self._push, list(weights))
+        await asyncio.to_thread(self._push, weights)
 
     async def close(self) -> None:
         """Leave the process group."""
@@ -144,8 +144,8 @@ class TransferSync:
         if sender is not None:
             await asyncio.to_thread(self._shut, sender)
 
-    def _push(self, weights: list[tuple[str, Any]]) -> None:
-        self._device = weights[0][1].device
+    def _push(self, weights: Weights) -> None:
+        self._device = next(iter(weights))[1].device
         self._outgoing.pairs = weights
         try:
             with _on(self._device):
@@ -187,7 +187,7 @@ def source_of(outgoing: Outgoing) -> Any:
 
     class Source(WeightSource):  # type: ignore[misc]
         def metadata(self) -> list[Any]:
-            return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in outgoing.pairs]
+            return [ParamMeta(*one) for one in outlines(outgoing.pairs)]
 
         def __iter__(self) -> Iterator[tuple[str, Any]]:
             return iter(outgoing.pairs)

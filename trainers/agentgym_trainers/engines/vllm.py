@@ -23,7 +23,7 @@ from agentgym_trainers.engines.transfer import (
     pick_transport,
     process_count,
 )
-from agentgym_trainers.engines.weights import FileSync, WeightSync
+from agentgym_trainers.engines.weights import FileSync, Weights, WeightSync
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ class VLLMEngine(RemoteEngine):
             **(_CPU_ARGUMENTS | {"max_num_batched_tokens": max(_CPU_PREFILL, self._context)} if on_cpu else {}),
             **(options or {}),
         }
+        if self._transport == "ipc":  # vLLM holds on to all that it was given until the last has arrived
+            self._summed_as = _type_named(self._arguments["dtype"])
         self._cpu_cache_gb = cpu_cache_gb
         self.prefix_hits = 0
         """Prompt tokens that were not computed again."""
@@ -159,7 +161,7 @@ class VLLMEngine(RemoteEngine):
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.limit,
             min_tokens=0,  # more would forbid the stop tokens, and report logprobs of what is left
             seed=sampling.seed,
             stop_token_ids=list(stop_ids),
@@ -186,7 +188,7 @@ class VLLMEngine(RemoteEngine):
     async def _pause(self) -> None:
         await self._llm.pause_generation(mode="abort", clear_cache=True)
 
-    async def _push(self, weights: list[tuple[str, Any]], version: int) -> None:
+    async def _push(self, weights: Weights, version: int) -> None:
         assert self._sync is not None
         await self._sync.push(weights)
         await self._llm.update_weight_version(str(version))
@@ -207,6 +209,14 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name in _OWN:
             raise RecipeError(f"the engine vllm sets vLLM's {name} itself, for {_OWN[name]}; remove that option")
+
+
+def _type_named(name: Any) -> Any:
+    """Return the type of tensors that vLLM calls so; None if it chooses one itself."""
+    import torch
+
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _check_heads(config: Any) -> None:

@@ -20,7 +20,7 @@ from agentgym_trainers.engines.transfer import (
     once_for_all,
     process_count,
 )
-from agentgym_trainers.engines.weights import FileSync, WeightSync
+from agentgym_trainers.engines.weights import FileSync, Weights, WeightSync
 
 if TYPE_CHECKING:
     import httpx
@@ -123,7 +123,7 @@ class VLLMServerEngine(RemoteEngine):
         params = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": sampling.limit,
             "min_tokens": 0,
             "seed": sampling.seed,
             "stop_token_ids": list(stop_ids),
@@ -151,7 +151,7 @@ class VLLMServerEngine(RemoteEngine):
     async def _abort(self, names: Iterable[str]) -> None:
         await self._post(_ABORT, {"request_ids": [f"generate-tokens-{name}" for name in names]})
 
-    async def _exchange(self, weights: list[tuple[str, Any]], version: int) -> None:
+    async def _exchange(self, weights: Weights, version: int) -> None:
         # What one of several processes pauses would cut off what another one tries out.
         await once_for_all(partial(super()._exchange, weights, version))
         self._tried = True
@@ -159,7 +159,7 @@ class VLLMServerEngine(RemoteEngine):
     async def _pause(self) -> None:
         await self._post("/pause?mode=abort")
 
-    async def _push(self, weights: list[tuple[str, Any]], version: int) -> None:
+    async def _push(self, weights: Weights, version: int) -> None:
         await self._sync.push(weights)
         await self._post("/update_weight_version", {"new_version": str(version)})
 

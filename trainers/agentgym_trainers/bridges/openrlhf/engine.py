@@ -68,7 +68,7 @@ class RolloutEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=self._given.top_k,
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.limit,
             min_tokens=0,  # more would forbid the stop tokens, and report logprobs of what is left
             seed=sampling.seed if self._seeded else None,
             stop_token_ids=list(stop_ids),

@@ -149,7 +149,7 @@ class RecipeExecutor:
             self._chat = chat_format(call.tokenizer, self._trainer.chat)
         context = min(self._trainer.model.context_length, call.max_length)
         if row.purpose == "train":
-            sampling = Sampling(temperature=self._trainer.policy.temperature, max_tokens=context)
+            sampling = Sampling(temperature=self._trainer.policy.temperature)
         else:
             sampling = self._recipe.evaluation.sampling
         for name, wanted in (("temperature", sampling.temperature), ("top_p", sampling.top_p)):
@@ -158,7 +158,7 @@ class RecipeExecutor:
                     f"the recipe samples with {name} {wanted:g} to {row.purpose}, found {found:g} among OpenRLHF's "
                     "parameters; give both the same"
                 )
-        limit = min(sampling.max_tokens, call.params.max_tokens or context)
+        limit = min(sampling.max_tokens or context, call.params.max_tokens or context)
         engine = RolloutEngine(call.worker, call.params, seeded=self._settings.seeded)
         return TokenPolicy(engine, self._chat, sampling.model_copy(update={"max_tokens": limit}), context)
 

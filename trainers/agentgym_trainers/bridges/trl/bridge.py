@@ -157,7 +157,7 @@ class TrlBridge:
 
         limit = int(model.config.max_position_embeddings)
         context = min(self._context_length or limit, limit)
-        sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=context)
+        sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p)
         limits = self.prepared.recipe.limits
         most = min(limits.max_tokens, settings.max_completion_length)
         engine = HFEngine(model, batching="lockstep")
