@@ -167,7 +167,7 @@ def redteam(
 @app.command()
 def train(
     recipe: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[str],  # noqa: UP045
         typer.Argument(help="A YAML file, or a bundled recipe's name.", show_default=False),
     ] = None,
     options: Options = None,

@@ -18,6 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _OF_A_KIND = 3
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: what nobody reads any more ends no run."""
+        self.quiet = True
+
+
 class _OneLine(logging.Formatter):
     """Tells an exception by its last line."""
 
@@ -44,8 +50,13 @@ class _Handler(logging.StreamHandler[FileProxy]):
         self._told[kind] += 1
         if self._told[kind] <= _OF_A_KIND:
             super().emit(record)
-        if self._told[kind] == _OF_A_KIND:
-            self.stream.write("  more of this kind are left out; agentgym -v shows them\n")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, or lines; what comes behind a carriage return would hide what is before it."""
+        text = super().format(record).replace("\r\n", "\n").replace("\r", " ")
+        if self._told[record.name, str(record.msg)] == _OF_A_KIND:
+            text += "\n  further ones of this kind are left out; agentgym -v shows them"
+        return text
 
 
 class _Errors:
@@ -55,7 +66,7 @@ class _Errors:
 
     @cached_property
     def console(self) -> Console:
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        return _Console(stderr=True, highlight=False, soft_wrap=True)
 
     def tell(self, sentence: str) -> None:
         self.console.print("error:", style="bold red", end=" ")

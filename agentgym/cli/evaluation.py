@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -67,10 +67,11 @@ def run(place: Place, wanted: Wanted) -> None:
     """Evaluate, print the report, keep the run."""
     subject = _of_recipe(place, wanted) if _names_recipe(place.name) else _of_environment(place, wanted)
     with closing(subject):
+        bounds = _bounds(wanted.bounds)
         if not subject.tasks:
             raise AgentgymError(f"{place.name} has no task in the split {subject.split!r}; choose another with --split")
         policy = find_policy(wanted.policy, subject.make_env, subject.tasks, subject.sampling)
-        limits = subject.limits or _limits(getattr(policy, "limits", None), wanted.bounds)
+        limits = subject.limits or _limits(getattr(policy, "limits", None), bounds)
         where, name = (wanted.run.parent, wanted.run.name) if wanted.run else (Path("runs"), None)
         record = {**subject.record, "limits": limits.model_dump(mode="json")}
         kept = RunDirectory.create(where, record, name=name, kind="eval")
@@ -97,27 +98,35 @@ def _names_recipe(name: str) -> bool:
         return True
     from agentgym.recipe import bundled
 
-    return name not in registry.names("envs") and name in bundled()
+    is_file = Path(f"{name.replace('-', '_')}.py").is_file()  # as every other command takes it
+    return name not in registry.names("envs") and not is_file and name in bundled()
 
 
-def _limits(trained: Limits | None, bounds: Sequence[str]) -> Limits:
-    """Return an environment's limits: tokens as the policy was trained, or with no bound of a turn but the episode's.
+def _bounds(words: Sequence[str]) -> dict[str, Any]:
+    """Read fields of `Limits`.
 
     Raises:
-        AgentgymError: with the field that is wrong.
+        AgentgymError: with the one that is wrong.
     """
-    of_policy = ("max_tokens_per_turn", "max_tokens")
-    found = {name: getattr(trained, name) for name in of_policy} if trained else {}
-    found |= parse_options(bounds)
-    found.setdefault("max_tokens_per_turn", found.get("max_tokens", Limits().max_tokens))
+    found = parse_options(words)
     try:
-        return Limits.model_validate(found)
+        Limits.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         raise AgentgymError(
             f"--bound {'.'.join(map(str, first['loc']))}: {first['msg']}, found {str(first['input'])[:80]!r}; the "
             f"bounds are: {', '.join(Limits.model_fields)}"
         ) from error
+    return found
+
+
+def _limits(trained: object, bounds: Mapping[str, Any]) -> Limits:
+    """Return an environment's limits: of tokens the policy's own, or no bound of a turn but the episode's."""
+    of_policy = ("max_tokens_per_turn", "max_tokens")
+    found = {name: getattr(trained, name) for name in of_policy} if isinstance(trained, Limits) else {}
+    found |= bounds
+    found.setdefault("max_tokens_per_turn", found.get("max_tokens", Limits().max_tokens))
+    return Limits.model_validate(found)
 
 
 def _of_environment(place: Place, wanted: Wanted) -> _Subject:

@@ -30,7 +30,7 @@ _WATCHED = (ALARM, "rollout/pass_rate", "rollout/reward", "eval/pass@1", "train/
 class Chosen:
     """A recipe as the command line names it."""
 
-    file: Path | None
+    file: str | None
     overrides: Sequence[str]
     profile: str | None
     backend: str | None = None
@@ -98,14 +98,18 @@ def _begin(wanted: Chosen, folder: Path | None, resume: Path | None) -> tuple[Re
     if folder is not None:
         raise RecipeError("--run names a new run and --resume an old one; give one of them")
     kept = RunDirectory.open(resume)
-    if wanted.file is not None and "=" not in str(wanted.file):
+    if wanted.file is not None and not _is_override(wanted.file):
         return wanted.load(), kept
     if wanted.backend is not None:
         raise RecipeError("--backend chooses what trains a recipe, and --resume without one goes on with the run's own")
     if wanted.profile is not None:
         raise RecipeError("--profile is laid over a recipe, and --resume without one goes on with the run's own")
-    overrides = wanted.overrides if wanted.file is None else [str(wanted.file), *wanted.overrides]
+    overrides = wanted.overrides if wanted.file is None else [wanted.file, *wanted.overrides]
     return Recipe.parse(kept.manifest.recipe, str(resume / "manifest.json"), overrides), kept
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.endswith((".yaml", ".yml")) and not Path(word).is_file()
 
 
 def _create(recipe: Recipe, folder: Path | None) -> RunDirectory:

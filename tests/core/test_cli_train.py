@@ -12,6 +12,7 @@ import pytest
 
 from agentgym import registry, scripted
 from agentgym.errors import RecipeError
+from agentgym.policy import Episode, ScriptedPolicy
 from agentgym.recipe import Prepared, Recipe
 from agentgym.rollout import Limits
 from agentgym.run import RunDirectory
@@ -93,8 +94,17 @@ def test_a_resumed_run_takes_overrides_without_its_recipe_being_named_again(shel
     found = shell("train", "--resume", "runs/first", "trainer.steps=4", "name=longer")
     assert found.returncode == 0, found.stderr
     assert [line["step"] for line in RunDirectory.open("runs/first").metrics()] == [0, 1, 2, 3]
+    assert "'no://tracker'" in shell("train", "--resume", "runs/first", "trackers=['no://tracker']").stderr
     misspelt = shell("train", "--resume", "runs/first", "trainer.stepps=4").stderr
     assert "manifest.json: stepps: Extra inputs are not permitted, found '4'" in misspelt
+
+
+def test_a_path_with_an_equals_sign_is_a_recipe_all_the_same(shell: Shell, recipe: Path) -> None:
+    Path("lr=1").mkdir()
+    moved = recipe.rename("lr=1/recipe.yaml")
+    assert shell("train", moved, "--run", "runs/first", "trainer.stop_after=2").returncode == 0
+    assert shell("train", moved, "--resume", "runs/first").returncode == 0
+    assert [line["step"] for line in RunDirectory.open("runs/first").metrics()] == [0, 1, 2, 3]
 
 
 def test_a_used_folder_is_refused_with_the_way_to_go_on(shell: Shell, recipe: Path) -> None:
@@ -179,27 +189,39 @@ def test_a_recipe_is_evaluated_in_the_sandbox_that_the_command_names(shell: Shel
     assert "no sandbox" in shell("eval", recipe, "--sandbox", "prozess").stderr
 
 
+BOUNDS: list[tuple[int, int]] = []
+
+
+def bounded(path: str, *, sampling: Any = None) -> Any:
+    """A policy that notes what bounds its episodes."""
+
+    def speak(episode: Episode) -> list[str]:
+        BOUNDS.append((episode.max_tokens_per_turn, episode.max_tokens))
+        return [""]
+
+    made: Any = ScriptedPolicy(speak)
+    made.limits = Limits(max_tokens_per_turn=700, max_tokens=900) if path == "trained" else path
+    return made
+
+
+registry.add("policies", "bounded", bounded)
+
+
 def test_an_evaluation_is_bounded_as_asked_or_as_its_policy_was_trained(shell: Shell, recipe: Path) -> None:
-    def bounds(*words: Any) -> tuple[int, int]:
-        found = shell("eval", *words, "--run", f"kept-{len(list(Path().glob('kept-*')))}")
-        assert found.returncode == 0, found.stderr
-        kept = RunDirectory.open(sorted(Path().glob("kept-*"))[-1]).manifest.recipe["limits"]
-        return kept["max_tokens_per_turn"], kept["max_tokens"]
-
-    def trained(path: str, *, sampling: Any = None) -> Any:
-        made: Any = scripted.noop()
-        made.limits = Limits(max_tokens_per_turn=700, max_tokens=900)
-        return made
-
-    registry.add("policies", "trained", trained)
-    assert bounds("test/Trained-v0") == (4096, 4096)
-    assert bounds("test/Trained-v0", "--bound", "max_tokens=50") == (50, 50)
-    assert bounds("test/Trained-v0", "-p", "trained:x") == (700, 900)
-    assert bounds("test/Trained-v0", "-p", "trained:x", "--bound", "max_tokens_per_turn=30") == (30, 900)
-    assert bounds(recipe, "-p", "trained:x", "--bound", "max_tokens=50") == (256, 50)
-    refused = shell("eval", "test/Trained-v0", "--bound", "tokens=5").stderr
-    assert "--bound tokens: Extra inputs" in refused
-    assert "the bounds are: max_tokens_per_turn, max_tokens" in refused
+    for words, expected in (
+        (["test/Trained-v0", "-p", "bounded:plain"], (4096, 4096)),
+        (["test/Trained-v0", "-p", "bounded:plain", "--bound", "max_tokens=50"], (50, 50)),
+        (["test/Trained-v0", "-p", "bounded:trained"], (700, 900)),
+        (["test/Trained-v0", "-p", "bounded:trained", "--bound", "max_tokens_per_turn=30"], (30, 900)),
+        ([recipe, "-p", "bounded:trained", "--bound", "max_tokens=50"], (256, 50)),
+    ):
+        assert shell("eval", *words).returncode == 0
+        assert BOUNDS.pop() == expected
+    for bound, sentence in (
+        ("tokens=5", "--bound tokens: Extra inputs are not permitted, found '5'; the bounds are: max_tokens_per_turn"),
+        ("max_tokens=0", "--bound max_tokens: Input should be greater than or equal to 1, found '0'"),
+    ):
+        assert sentence in shell("eval", "test/Trained-v0", "--bound", bound).stderr
 
 
 def test_held_out_attempts_are_bounded_by_the_limits_alone_and_seeded_by_the_recipe(recipe: Path) -> None:

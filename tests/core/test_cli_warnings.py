@@ -20,7 +20,7 @@ class Noisy(ToyEnv):
         return super().grade(task, submission)
 """
 TOLD = "WARNING agentgym_envs.noisy an odd task=toy-"
-LEFT_OUT = "more of this kind are left out; agentgym -v shows them"
+LEFT_OUT = "further ones of this kind are left out; agentgym -v shows them"
 
 
 @pytest.fixture

@@ -213,6 +213,16 @@ def test_a_conversation_longer_than_the_context_is_the_agents_failure() -> None:
     assert (one.end, one.verdict and one.verdict.value) == ("context", 0.0)
 
 
+def test_a_server_that_counts_wanted_tokens_into_its_context_is_asked_for_fewer() -> None:
+    def narrow(body: Body) -> Reply:
+        return clever(body) if body["max_tokens"] <= 600 else refuse(400, "context_length_exceeded")
+
+    with endpoint(narrow) as server:
+        one = attempt(policy_of(server), Limits(max_tokens=4096, max_tokens_per_turn=4096))[0]
+    assert one.end == "submitted"
+    assert [body["max_tokens"] for body in server.bodies][:4] == [4096, 2048, 1024, 512]
+
+
 def test_tokens_are_counted_against_the_budget() -> None:
     with endpoint(script(say("hm", usage={"prompt_tokens": 5, "completion_tokens": 30}))) as server:
         one = attempt(policy_of(server), Limits(max_tokens=50, max_tokens_per_turn=40))[0]

@@ -121,6 +121,13 @@ def test_another_recipe_does_not_continue_a_run(lab: Any, uninterrupted: RunDire
         NativeTrainer().train(other.prepare(), uninterrupted, resume=True)
 
 
+def test_a_run_without_a_checkpoint_goes_on_as_it_was_begun_or_not_at_all(lab: Any, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, small_recipe(lab), name="run")
+    with pytest.raises(CheckpointError, match=r"begun with another recipe: trainer\.policy\.attempts was 4 and is 3"):
+        NativeTrainer().train(small_recipe(lab, attempts=3).prepare(), run, resume=True)
+    assert not list(run.checkpoints.glob("step-*"))
+
+
 def test_a_refused_continuation_forgets_nothing(lab: Any, tmp_path: Path) -> None:
     def chosen(attempts: int) -> Recipe:
         policy = {"steps": 3, "tasks_per_step": 2, "attempts": attempts}

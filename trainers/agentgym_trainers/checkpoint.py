@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from agentgym.errors import AgentgymError
+from agentgym.recipe import Recipe
+from agentgym.run import RunDirectory
 from agentgym_trainers.models import export
 
 _PREFIX = "step-"
@@ -249,12 +251,31 @@ def _yardstick(recipe: Mapping[str, Any]) -> str:
     return json.dumps([metric, evaluation], sort_keys=True)
 
 
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if where in _FREE or old == new:
+def refuse_other_recipe(run: RunDirectory, recipe: Recipe, *free: str) -> None:
+    """Refuse to go on with a run as another one, where no checkpoint is there to tell.
+
+    Args:
+        run: what was begun.
+        recipe: what is to go on.
+        free: fields that may differ, beside those that change no weight.
+
+    Raises:
+        CheckpointError: another field differs.
+    """
+    changed = list(_differences(run.manifest.recipe, recipe.model_dump(mode="json"), free=(*_FREE, *free)))
+    if changed:
+        raise CheckpointError(
+            f"the run {run.path} was begun with another recipe: {'; '.join(changed[:3])}; "
+            "resume with the same recipe, or start a new run"
+        )
+
+
+def _differences(old: Any, new: Any, where: str = "", free: Sequence[str] = _FREE) -> Iterator[str]:
+    if where in free or old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(name), new.get(name), f"{where}.{name}" if where else name)
+            yield from _differences(old.get(name), new.get(name), f"{where}.{name}" if where else name, free)
     else:
         yield f"{where} was {old!r} and is {new!r}"
 

@@ -23,9 +23,16 @@ class NativeTrainer:
     Settings: ClassVar[type[TrainerSettings]] = TrainerSettings
 
     def train(self, prepared: Prepared, run: RunDirectory, *, resume: bool, progress: Progress | None = None) -> None:
-        """Train to the recipe's last step, from the run's latest checkpoint if `resume`."""
+        """Train to the recipe's last step, from the run's latest checkpoint if `resume`.
+
+        Raises:
+            CheckpointError: the run, or its checkpoint, is of another recipe.
+        """
+        from agentgym_trainers.checkpoint import Checkpoints, refuse_other_recipe
         from agentgym_trainers.loop import train
 
+        if resume and Checkpoints(run.checkpoints, keep=1).latest() is None:
+            refuse_other_recipe(run, prepared.recipe)
         train(prepared, run, resume=resume, progress=progress)
 
     def export(self, source: Path, folder: Path, *, which: str = "latest", dtype: str | None = None) -> str:

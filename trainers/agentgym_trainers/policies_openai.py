@@ -18,6 +18,8 @@ from agentgym_trainers.addresses import read_options
 from agentgym_trainers.engines.openai import Completion, OpenAIEngine, OpenAISettings
 
 _ADDRESS = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^,\s]+)(?:,(?P<options>.*))?")
+_FEWEST = 64
+"""Tokens of a turn: with less room than that, the context is full."""
 
 
 def openai_policy(address: str, *, sampling: Sampling | None = None) -> OpenAIPolicy:
@@ -86,13 +88,25 @@ class OpenAISession:
         left = self._episode.max_tokens - self._sampled
         if left < 1:
             raise BudgetExceeded("tokens")
-        made = await self._engine.complete(self._body(left))
+        made = await self._complete(left)
         message, shown = _message(made, self._turn)
         self._history.append(shown)
         self._sampled += made.completion_tokens
         self._turn += 1
         stop: StopReason = "length" if made.finish_reason == "length" else "stop"
         return Action(message, stop, sampled=made.completion_tokens)
+
+    async def _complete(self, left: int) -> Completion:
+        """Ask, and again for fewer tokens: servers count those that are asked for as if they were in the context."""
+        settings, sampling, episode = self._engine.settings, self._sampling, self._episode
+        limit = min(left, episode.max_tokens_per_turn, (sampling and sampling.max_tokens) or left)
+        while True:
+            try:
+                return await self._engine.complete({**self._body(), settings.max_tokens_field: limit})
+            except BudgetExceeded:
+                if limit <= _FEWEST:
+                    raise
+                limit = max(_FEWEST, limit // 2)
 
     def observe(self, new_messages: Sequence[Message]) -> None:
         """Add messages to the conversation."""
@@ -102,12 +116,10 @@ class OpenAISession:
         """Release the engine's session."""
         self._engine.release(self._episode.session)
 
-    def _body(self, left: int) -> dict[str, Any]:
+    def _body(self) -> dict[str, Any]:
         settings, sampling, episode = self._engine.settings, self._sampling, self._episode
-        limit = min(left, episode.max_tokens_per_turn, (sampling and sampling.max_tokens) or left)
         body: dict[str, Any] = {
             "messages": self._history,
-            settings.max_tokens_field: limit,
             "seed": derive_seed(episode.seed, "turn", self._turn) % (1 << 31),
         }
         if episode.tools and settings.native_tools:

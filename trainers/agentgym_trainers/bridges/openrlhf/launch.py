@@ -69,7 +69,12 @@ class OpenRLHFTrainer:
             ChatFormatError: nobody can, with the model's chat template.
             TrainingFailedError: it ended before its last step.
             CollapseError: a rule of `trainer.watch.stop` was broken.
+            CheckpointError: the run was begun with another recipe.
         """
+        from agentgym_trainers.checkpoint import refuse_other_recipe
+
+        if resume:
+            refuse_other_recipe(run, prepared.recipe, "trainer.openrlhf")
         launch = Launch.of(prepared, run)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RecipeError("OpenRLHF starts its processes itself: start agentgym once, without torchrun")

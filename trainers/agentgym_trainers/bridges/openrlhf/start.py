@@ -15,7 +15,7 @@ from agentgym.run import RunDirectory
 from agentgym_trainers.bridges.openrlhf.argv import Files
 from agentgym_trainers.bridges.openrlhf.expressible import chat_format
 from agentgym_trainers.bridges.openrlhf.options import Settings
-from agentgym_trainers.native import NativeTrainer, Progress
+from agentgym_trainers.native import Progress
 
 
 def needs_start(settings: Settings) -> bool:
@@ -33,8 +33,10 @@ def native_recipe(recipe: Recipe) -> Recipe:
 
 def make(prepared: Prepared, run: RunDirectory, folder: Path, *, resume: bool, progress: Progress | None) -> None:
     """Make the model, evaluate it, and leave a copy that no later checkpoint replaces."""
+    from agentgym_trainers.loop import train
+
     recipe = native_recipe(prepared.recipe)
-    NativeTrainer().train(replace(prepared, recipe=recipe), run, resume=resume, progress=progress)
+    train(replace(prepared, recipe=recipe), run, resume=resume, progress=progress)
     _leave_the_gpu()
     step = recipe.trainer_settings().sft.steps
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
