@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _CONNECTIONS = 128
 _CALL_TIMEOUT_S = 120
 _PODMAN = "agentgym.podman"
+_PATIENCE_S = 0.5
+"""With what another run left: the first sandbox waits for it."""
 
 
 class Daemon:
@@ -169,7 +171,7 @@ def sweep(api: docker.APIClient) -> list[str]:
         if owner is None or not owner.is_dead():
             continue
         try:
-            remove_container(api, container["Id"])
+            remove_container(api, container["Id"], _PATIENCE_S)
             removed.append(container["Id"][:12])
         except NotFound:
             continue

@@ -13,7 +13,7 @@ _POLL_S = 0.02
 _PATIENCE_S = 10.0
 
 
-def remove_container(api: APIClient, container: str) -> None:
+def remove_container(api: APIClient, container: str, patience_s: float = _PATIENCE_S) -> None:
     """Kill a container and remove it, with the volumes that are its own.
 
     A daemon looks first whether the container runs and kills it then; one that ends in between is refused, and only
@@ -24,7 +24,7 @@ def remove_container(api: APIClient, container: str) -> None:
         APIError: the daemon refuses, and goes on refusing.
         requests.RequestException: it does not answer.
     """
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             api.remove_container(container, v=True, force=True)

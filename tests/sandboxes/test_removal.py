@@ -64,10 +64,10 @@ def daemon() -> Iterator[_Daemon]:
         thread.join()
 
 
-def _remove(daemon: _Daemon, *answers: tuple[int, str]) -> None:
+def _remove(daemon: _Daemon, *answers: tuple[int, str], patience_s: float = 10) -> None:
     daemon.answers[:] = answers
     with closing(docker.APIClient(f"tcp://127.0.0.1:{daemon.server_port}", version="1.41")) as api:
-        remove_container(api, NAME)
+        remove_container(api, NAME, patience_s)
 
 
 @pytest.mark.parametrize("said", [ENDED_MEANWHILE, PODMANS], ids=["docker", "podman"])
@@ -93,10 +93,7 @@ def test_other_refusals_come_at_once(daemon: _Daemon) -> None:
     assert len(daemon.asked) == 1
 
 
-def test_a_daemon_that_never_sees_the_end_is_believed_after_a_while(
-    daemon: _Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agentgym_sandboxes._removal._PATIENCE_S", 0.2)
+def test_a_daemon_that_never_sees_the_end_is_believed_after_a_while(daemon: _Daemon) -> None:
     with pytest.raises(APIError, match="is not running"):
-        _remove(daemon, ENDED_MEANWHILE)
+        _remove(daemon, ENDED_MEANWHILE, patience_s=0.2)
     assert len(daemon.asked) > 1

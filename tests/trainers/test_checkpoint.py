@@ -164,10 +164,12 @@ def test_a_policys_name_chooses_the_checkpoint_and_how_it_computes(
     recipe = {**RECIPE, "limits": {"max_tokens_per_turn": 1000, "max_tokens": 3000}}
     for step, score in ((1, 0.9), (2, 0.1)):
         checkpoints.write(step, tiny[0], tiny[1].tokenizer, {}, recipe, score=score)
-    places = {which: named_checkpoint(f"{tmp_path},which={which}").chat.template.name for which in ("best", 1, 2)}
-    assert places["best"] == places[1] != places[2]
+    places = {
+        which: named_checkpoint(f"{tmp_path},which={which}").chat.template.name for which in ("best", 1, "000002")
+    }
+    assert places["best"] == places[1] != places["000002"]
     plain = named_checkpoint(str(tmp_path))
-    assert plain.chat.template.name == places[2]
+    assert plain.chat.template.name == places["000002"]
     assert plain.limits is not None
     assert (plain.limits.max_tokens_per_turn, plain.limits.max_tokens) == (1000, 3000)
     assert named_checkpoint(f"{tmp_path},which=1,context_length=64").context_length == 64
@@ -203,3 +205,17 @@ def test_only_a_run_has_checkpoints_to_choose_among(checkpoints: Checkpoints, ti
     written = checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
     with pytest.raises(RecipeError, match="which=best chooses among a run's checkpoints"):
         named_checkpoint(f"{written.path},which=best")
+
+
+def test_a_folder_whose_name_looks_like_options_is_a_folder(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1e-5,steps=3"
+    Checkpoints(folder / "checkpoints", keep=2).write(1, tiny[0], tiny[1].tokenizer, {}, RECIPE)
+    assert named_checkpoint(str(folder)).context_length == 256
+
+
+def test_a_checkpoint_of_another_version_is_one_sentence(checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path) -> None:
+    checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, {**RECIPE, "limits": {"breaths": 3}})
+    with pytest.raises(
+        RecipeError, match=r"000001 cannot be read: breaths: Extra inputs .* name its model folder"
+    ):
+        named_checkpoint(str(tmp_path))

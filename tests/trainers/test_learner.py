@@ -262,7 +262,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny: Tiny) -> None:
     one = learner(tiny)
     before = weights(one)
     with pytest.raises(
-        CollapseError, match=r"from the last good checkpoint \(trainer.model.path=RUN .* a lower learning rate"
+        CollapseError, match=r"from the last good checkpoint \(trainer.model.path=CHECKPOINT .* a lower learning rate"
     ):
         one.policy_step(BATCH, ADVANTAGE * math.nan, ON_POLICY, PolicySettings())
     assert torch.equal(weights(one), before)

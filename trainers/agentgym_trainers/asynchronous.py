@@ -97,7 +97,7 @@ class Asynchronous:
     async def updated(self, *, last: bool = False) -> None:
         """Give the engine the learner's weights; episodes under way go on, or end where nobody trains on them."""
         if last:
-            await self.close()
+            self._abandon()
         await self._engine.update_weights()
         self._learning = []
         if last:
@@ -117,10 +117,13 @@ class Asynchronous:
 
     async def close(self) -> None:
         """Cancel what is under way, and wait until its sandboxes and requests are gone."""
+        self._abandon()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _abandon(self) -> None:
         for one in self._orders:
             self._cancel(one)
         self._orders = []
-        await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _fill(self) -> None:
         """Begin orders until as many are under way as may be."""

@@ -228,7 +228,7 @@ def find(path: Path, which: str = "latest") -> Checkpoint | None:
         return None
     kept = Checkpoints(path / "checkpoints", keep=1)
     found = {"latest": kept.latest, "best": kept.best}.get(
-        which, lambda: next((one for one in kept.all() if str(one.step) == which), None)
+        which, lambda: next((one for one in kept.all() if which in (str(one.step), f"{one.step:06d}")), None)
     )()
     if found is None:
         steps = ", ".join(str(one.step) for one in kept.all())

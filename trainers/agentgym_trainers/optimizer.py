@@ -14,8 +14,8 @@ from agentgym_trainers.settings import OptimSettings
 from agentgym_trainers.sharding import like, whole
 
 _ADVICE = (
-    "begin a new run from the last good checkpoint (trainer.model.path=RUN trainer.sft.steps=0) with a lower learning "
-    "rate"
+    "begin a new run from the last good checkpoint (trainer.model.path=CHECKPOINT trainer.sft.steps=0) with a lower "
+    "learning rate"
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from agentgym import registry
 from agentgym.errors import RecipeError
@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"(?P<path>.*?)(?:,(?P<options>\w+=.*))?", re.DOTALL)
 class CheckpointOptions(Record):
     """How a checkpoint plays; None leaves it to the recipe of its run."""
 
-    which: Annotated[str, Field(coerce_numbers_to_str=True)] = "latest"
+    which: str = "latest"
     """Of a run's checkpoints: latest, best, or a step."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = None
     """Where to compute; by default the recipe's device where this machine has it, and else the CPU."""
@@ -47,10 +47,16 @@ def named_checkpoint(address: str, *, sampling: Sampling | None = None) -> Token
         RecipeError: an option is none, or as `checkpoint_policy` does.
         CheckpointError: the run has no such checkpoint.
     """
-    found = _ADDRESS.fullmatch(address)
+    found = None if Path(address).exists() else _ADDRESS.fullmatch(address)
     path, text = (found["path"], found["options"]) if found else (address, None)
-    accepted = list(CheckpointOptions.model_fields)
-    options = read_options(text or "", CheckpointOptions, accepted, owner="checkpoint", example="which=best")
+    options = read_options(
+        text or "",
+        CheckpointOptions,
+        list(CheckpointOptions.model_fields),
+        owner="checkpoint",
+        example="which=best",
+        words={"which"},
+    )
     return checkpoint_policy(path, sampling=sampling, options=options)
 
 
@@ -107,7 +113,22 @@ class _Trained:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> _Trained:
-        """Read it."""
+        """Read it.
+
+        Raises:
+            RecipeError: it has fields that this version does not know.
+        """
+        try:
+            return cls._of(checkpoint)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(
+                f"the recipe of {checkpoint.path} cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+                "name its model folder, or install the version that wrote it"
+            ) from error
+
+    @classmethod
+    def _of(cls, checkpoint: Checkpoint) -> _Trained:
         limits = Limits.model_validate(checkpoint.recipe.get("limits") or {})
         section = checkpoint.recipe.get("trainer") or {}
         name = section.get("name", "native")

@@ -145,6 +145,7 @@ class TransferSync:
             await asyncio.to_thread(self._shut, sender)
 
     def _push(self, weights: Weights) -> None:
+        weights = list(weights) if isinstance(weights, Iterator) else weights  # they are gone through twice
         self._device = next(iter(weights))[1].device
         self._outgoing.pairs = weights
         try:

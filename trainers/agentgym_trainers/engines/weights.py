@@ -46,6 +46,7 @@ class FileSync:
 
     async def push(self, weights: Weights) -> None:
         """Write, load, remove."""
+        weights = list(weights) if isinstance(weights, Iterator) else weights  # they are gone through twice
         folder = self._folder or _memory_for(weights)
         with tempfile.TemporaryDirectory(prefix="agentgym-weights-", dir=folder) as place:
             path = Path(place) / "weights.safetensors"
