@@ -215,7 +215,5 @@ def test_a_folder_whose_name_looks_like_options_is_a_folder(tiny: Tiny, tmp_path
 
 def test_a_checkpoint_of_another_version_is_one_sentence(checkpoints: Checkpoints, tiny: Tiny, tmp_path: Path) -> None:
     checkpoints.write(1, tiny[0], tiny[1].tokenizer, {}, {**RECIPE, "limits": {"breaths": 3}})
-    with pytest.raises(
-        RecipeError, match=r"000001 cannot be read: breaths: Extra inputs .* name its model folder"
-    ):
+    with pytest.raises(RecipeError, match=r"000001 cannot be read: breaths: Extra inputs .* name its model folder"):
         named_checkpoint(str(tmp_path))
