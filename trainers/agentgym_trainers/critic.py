@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class Critic(nn.Module):
             states_ND = states_ND.clone()
             states_ND.register_hook(lambda gradient: gradient * self._trunk_weight)  # type: ignore[no-untyped-call]
         # Values are compared with their own small changes, of which bfloat16's three digits would keep little.
-        with torch.autocast(states_ND.device.type, enabled=False):
+        device = states_ND.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             value_N1: Tensor = self.head(states_ND.float())
         return value_N1[:, 0]
 
