@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -68,10 +69,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
             interrupted = _interrupt_after_a_checkpoint(place, environment)
             log = (place / "openrlhf" / "log.txt").read_text(encoding="utf-8", errors="replace")
             left = _processes_of(place)
+            _forget_guidance(place)
             resumed = _agentgym("train", *RECIPE, "--resume", str(place), environment=environment)
             yield Trained(RunDirectory.open(place), interrupted, log, left, resumed)
     finally:
         shutil.rmtree(short, ignore_errors=True)
+
+
+def _forget_guidance(place: Path) -> None:
+    """Make a run one that was begun without hints, so that one run shows what both do; no other recipe may resume it."""
+    manifest = place / "manifest.json"
+    kept = json.loads(manifest.read_text())
+    kept["recipe"]["guidance"] = {"name": "none", "options": {}}
+    manifest.write_text(json.dumps(kept))
 
 
 def _command(*words: str) -> list[str]:
