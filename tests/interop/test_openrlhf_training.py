@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
 
 
 def _forget_guidance(place: Path) -> None:
-    """Make a run one that was begun without hints, so that one run shows what both do; no other recipe may resume it."""
+    """Make a run one that was begun without hints, so that one run shows what both do: no other recipe resumes it."""
     manifest = place / "manifest.json"
     kept = json.loads(manifest.read_text())
     kept["recipe"]["guidance"] = {"name": "none", "options": {}}
