@@ -543,36 +543,38 @@ def test_a_broken_worker_tells_everybody() -> None:
         subject.run(play(subject.engine))
 
 
-def test_a_worker_that_breaks_on_new_weights_tells_who_brought_them() -> None:
-    async def play(engine: Any) -> None:
+def _without_restart(subject: Subject) -> None:
+    vars(subject.engine)["_batch"].restart = None
+
+
+def _without_numbers(subject: Subject) -> None:
+    subject.model.lm_head.to("meta")  # of the right shape all the same
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        pytest.param(_without_restart, "TypeError", id="batch-breaks"),
+        pytest.param(_without_numbers, "NotImplementedError", id="copy-fails"),
+    ],
+)
+def test_new_weights_that_break_the_worker_end_the_engine_and_tell_who_brought_them(
+    spoil: Callable[[Subject], None], error: str
+) -> None:
+    async def play(subject: Subject) -> None:
+        engine = subject.engine
         asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
         await asyncio.sleep(0.05)
-        engine._batch.restart = None
-        with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
+        spoil(subject)
+        with pytest.raises(InfrastructureError, match=f"the engine failed: {error}"):
             await asyncio.wait_for(engine.update_weights(), 20)
-        with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
+        with pytest.raises(InfrastructureError, match=f"the engine failed: {error}"):
             await asked
         with pytest.raises(InfrastructureError, match="the engine is closed and takes no weights"):
             await asyncio.wait_for(engine.update_weights(), 20)
 
     for subject in hf(contract_model(tied=False), weights="copied"):
-        subject.run(play(subject.engine))
-
-
-def test_weights_that_cannot_be_copied_end_the_engine_and_tell_who_brought_them() -> None:
-    async def play(engine: Any, model: Any) -> None:
-        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
-        await asyncio.sleep(0.05)
-        model.lm_head.to("meta")  # of the right shape, but without numbers
-        with pytest.raises(InfrastructureError, match="the engine failed: NotImplementedError"):
-            await asyncio.wait_for(engine.update_weights(), 20)
-        with pytest.raises(InfrastructureError, match="the engine failed: NotImplementedError"):
-            await asked
-        with pytest.raises(InfrastructureError, match="the engine is closed and takes no weights"):
-            await asyncio.wait_for(engine.update_weights(), 20)
-
-    for subject in hf(contract_model(tied=False), weights="copied"):
-        subject.run(play(subject.engine, subject.model))
+        subject.run(play(subject))
 
 
 def test_nothing_is_remembered_of_a_request_that_nobody_waits_for() -> None:
