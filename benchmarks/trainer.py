@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -40,6 +41,8 @@ class Model:
     batch: int
     operators: int
     """Of the expressions: as many calls an episode takes."""
+    dtype: str
+    """Of our sampling where the processor multiplies bfloat16 in hardware; elsewhere it is float32."""
 
 
 MODELS: Mapping[str, Model] = {
@@ -55,6 +58,7 @@ MODELS: Mapping[str, Model] = {
         steps=600,
         batch=16,
         operators=8,
+        dtype="float32",
     ),
     "25M": Model(
         {
@@ -68,6 +72,7 @@ MODELS: Mapping[str, Model] = {
         steps=260,
         batch=16,
         operators=4,
+        dtype="bfloat16",
     ),
 }
 LEARNING_RATE: Mapping[str, float] = {"0.5M": 2e-4, "25M": 3e-5}
@@ -154,6 +159,7 @@ def main(
     imitate: Annotated[int, typer.Option(min=0, help="Steps of the warm start; 0: as many as the model is given.")] = 0,
     operators: Annotated[int, typer.Option(min=0, help="Calls that an episode takes; 0: as the model is given.")] = 0,
     drafts: Annotated[int, typer.Option(min=0, help="Tokens that our engine guesses at most; 0: none.")] = 6,
+    dtype: Annotated[str, typer.Option(help="Of our sampling; as vLLM's, bfloat16 for 25M where AMX is.")] = "",
     packing: Annotated[str, typer.Option(help="How our updates lay rows: none, rows or prefixes.")] = "prefixes",
     recompute: Annotated[bool, typer.Option(help="Keep only the inputs of layers in our updates.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
@@ -172,6 +178,8 @@ def main(
         raise typer.BadParameter(f"--model knows {', '.join(MODELS)}, not {model!r}")
     if packing not in (known := get_args(ComputeSettings.model_fields["packing"].annotation)):
         raise typer.BadParameter(f"--packing knows {', '.join(known)}, not {packing!r}")
+    if dtype not in ("", *(known := get_args(ComputeSettings.model_fields["dtype"].annotation))):
+        raise typer.BadParameter(f"--dtype knows {', '.join(known)}, not {dtype!r}")
     seconds = 10.0 if quick else seconds
     chosen = MODELS[model]
     chosen = replace(chosen, steps=imitate or chosen.steps, operators=operators or chosen.operators)
@@ -180,7 +188,11 @@ def main(
     budget["policy_lr"] = LEARNING_RATE[model]
     room = {"turns": chain.turns, "completion": chain.completion, "context": chain.context, "turn": TURN_TOKENS}
     compute = {"packing": packing, "recompute": recompute, "token_budget": ROWS * chain.context}
-    speeds, engine = latencies.split(","), {"draft_tokens": drafts}
+    sampled = dtype or (chosen.dtype if torch.cpu.get_capabilities().get("amx_bf16") else "float32")
+    engine: dict[str, Any] = {"draft_tokens": drafts, "dtype": sampled}
+    if sampled != "float32":
+        engine["weights"] = "copied"
+    speeds = latencies.split(",")
     console = Console(width=None if Console().is_terminal else 160)
     found: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bars:
@@ -214,12 +226,14 @@ def main(
                 bars.advance(bar)
             found[speed] = systems
     size = f"{begun['parameters'] / 1e6:.2f}M parameters, {chain.operators} calls an episode"
-    console.print(f"{size}, warm start {begun['reward']:.2f}, {threads} thread(s)")
+    console.print(f"{size}, warm start {begun['reward']:.2f}, {threads} thread(s), ours samples in {sampled}")
     console.print(table(found))
     console.print(ratios(found))
     if json_file is not None:
         plain = {speed: {name: asdict(one) for name, one in systems.items()} for speed, systems in found.items()}
-        json_file.write_text(json.dumps({"warm": begun, "compute": compute, "found": plain}, indent=1) + "\n")
+        json_file.write_text(
+            json.dumps({"warm": begun, "compute": compute, "engine": engine, "found": plain}, indent=1) + "\n"
+        )
 
 
 def warm_start(python: Path, folder: Path, model: Model, threads: int) -> dict[str, Any]:
@@ -229,6 +243,7 @@ def warm_start(python: Path, folder: Path, model: Model, threads: int) -> dict[s
         BenchmarkError: what was done before was of another model or for other episodes, or took other steps.
     """
     told, wanted = folder / "warm.json", asdict(model)
+    del wanted["dtype"]
     if told.exists():
         kept: dict[str, Any] = json.loads(told.read_text())
         if {key: kept.get(key) for key in wanted} != wanted:

@@ -18,11 +18,11 @@ def parse(source: str) -> ast.Module:
     # One thread at a time: warning filters are global, and CPython 3.11 confuses the depths of concurrent parsers.
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ast.parse(source)
+        return ast.parse(source)  # noqa: TID251
 
 
 def parse_expression(source: str) -> ast.expr:
     """Return the syntax tree of one expression."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ast.parse(source.strip(), mode="eval").body
+        return ast.parse(source.strip(), mode="eval").body  # noqa: TID251

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from agentgym.graders.sources import parse_expression
 from agentgym.task import Task
 from agentgym.types import Trajectory
 
@@ -76,7 +77,7 @@ def _value(text: str) -> str:
     if text[:1] not in "'\"" or "\n" in text:
         return text
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(parse_expression(text))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
     return value if isinstance(value, str) and value.strip() else text

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentgym.graders.sources import parse
 from agentgym.guidance import Guide
 from agentgym.policy import ScriptedPolicy
 from agentgym.rollout import Rollouts
@@ -43,7 +44,7 @@ def words(text: str) -> set[str]:
 @cache
 def common() -> frozenset[str]:
     """What any hint may say: the words of the templates, and Python's own names."""
-    source = ast.parse(inspect.getsource(hints))
+    source = parse(inspect.getsource(hints))
     templates = {one.value for one in ast.walk(source) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
     kinds = (str, list, dict, set, tuple, bytes)
     own = {name for kind in kinds for name in dir(kind)} | set(dir(builtins)) | set(sys.stdlib_module_names)

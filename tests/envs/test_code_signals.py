@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from agentgym.cli import app
 from agentgym.evaluate import evaluate
+from agentgym.graders.sources import parse
 from agentgym.policy import ScriptedPolicy
 from agentgym.rewards import GatedRewards
 from agentgym.run import RunDirectory
@@ -94,7 +95,7 @@ def test_gated_rewards_pay_each_signal_behind_the_gate_only(backend: SandboxBack
 
 def with_methods(skeleton: str, solution: str, count: int) -> str:
     """The skeleton with the bodies of so many of the solution's methods, beside its constructor and helpers."""
-    module, solved = ast.parse(solution), ast.parse(skeleton)
+    module, solved = parse(solution), parse(skeleton)
     stubs = {
         part.name: part
         for one in solved.body

@@ -11,6 +11,7 @@ import catalogue
 import pytest
 
 from agentgym import redteam
+from agentgym.graders.sources import parse
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_every_kind_of_attack_succeeds_against_something_naive(attacks: list[cat
 def test_a_test_that_is_said_to_fool_a_naive_grader_asserts_it(group: catalogue.Group) -> None:
     file, _, name = group.test.partition("::")
     source = inspect.getsource(getattr(catalogue.load(file), name))
-    asserted = [one for one in ast.walk(ast.parse(source)) if isinstance(one, (ast.Assert, ast.With))]
+    asserted = [one for one in ast.walk(parse(source)) if isinstance(one, (ast.Assert, ast.With))]
     words = r"naive|\bby_\w+\(|fooled|_in_one_place|validate\(|\bway\(|found\.passed"
     assert len(asserted) >= 2
     assert re.search(words, source.partition(") -> None:")[2], re.IGNORECASE)
@@ -45,7 +46,7 @@ def test_every_attack_of_the_red_teams_folder_is_in_the_catalogue() -> None:
     known = {one.test for one in catalogue.GROUPS}
     ignored = re.compile(r"test_(the_|naive_|a_twin_|a_test_without|most_|every_|with_ready|handing_in|what_is_)")
     for file in sorted(Path(__file__).parent.glob("test_*_attacks.py")):
-        for one in ast.parse(file.read_text()).body:
+        for one in parse(file.read_text()).body:
             if isinstance(one, ast.FunctionDef) and one.name.startswith("test_") and not ignored.match(one.name):
                 if file.name == "test_generic_attacks.py":
                     continue

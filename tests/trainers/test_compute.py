@@ -220,6 +220,11 @@ def test_all_that_samples_takes_the_recipes_type_unless_its_engine_says_otherwis
     assert made._evaluation_engine()._model.dtype == torch.bfloat16
     ids, logp = sampled(made.engine)
     assert not torch.equal(logp, learnt(made.model, ids, "float32"))
+    assert (made._evaluation_engine() is made.engine) == (staleness > 0)
+    copied = parts(weights="copied")
+    assert copied.engine.owns_weights
+    assert (copied._evaluation_engine() is copied.engine) == (staleness > 0)
+    assert not copied._evaluation_engine().lockstep
     chosen = parts(dtype="float32")
     ids, logp = sampled(chosen.engine)
     assert torch.allclose(logp, learnt(chosen.model, ids, "float32"), atol=1e-5)
@@ -227,6 +232,22 @@ def test_all_that_samples_takes_the_recipes_type_unless_its_engine_says_otherwis
         parts(dtype="int3")
     with pytest.raises(ValueError, match="wanted dtype float32 or bfloat16 for the engine 'hf', found 'int3'"):
         registry.create("engines", "hf", model=made.model, dtype="int3")
+
+
+def test_a_run_in_turns_may_sample_from_a_copy_in_bfloat16_and_repeats_bit_for_bit(lab: Any) -> None:
+    trainer = {
+        "model": TINY.model_dump(),
+        "engine": {"options": {"weights": "copied", "dtype": "bfloat16"}},
+        "policy": {"steps": 3, "tasks_per_step": 4, "attempts": 4, "advantage": "gae"},
+        "critic": {},  # which has something to learn, be no attempt any good
+    }
+    runs = [lab.train(trainer=trainer, tasks={"train": 12, "test": 4}) for _ in range(2)]
+    drift, other = (lab.column(run, "train/drift") for run in runs)
+    assert drift == other
+    assert len(drift) == 3
+    assert all(0 < one < 0.1 for one in drift)
+    first, second = (load_file(lab.newest_model(run) / "model.safetensors") for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def config(hidden: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,41 @@ def test_it_scores_as_the_model_does_whatever_the_rows_hold(family: str) -> None
             lengths = [had + count for had, count in zip(lengths, counts, strict=True)]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_it_is_no_further_from_the_weights_as_they_are_than_the_model_itself(family: str) -> None:
+    kind, config, more = FAMILIES[family]
+    torch.manual_seed(0)
+    small = kind(config(**SHAPE | {"initializer_range": 0.1}, **more)).eval().bfloat16()
+    exact = copy.deepcopy(small).float()  # of the very same weights
+    ids_BN = torch.randint(0, SHAPE["vocab_size"], (8, 24))
+    cache, position_BN = SlotCache(small), torch.arange(20).expand(8, -1)
+    assert is_plain(small)
+    assert agrees(small)
+    with torch.inference_mode():
+        small(input_ids=ids_BN[:, :20], use_cache=True, **cache.plan(0, position_BN, small.dtype))
+        found_TV = decode(small, cache, ids_BN[:, 20:].flatten(), TokenPlan(0, [4] * 8, [20] * 8)).float()
+        wanted_TV, own_TV = (one(input_ids=ids_BN).logits[:, 20:].flatten(0, 1).float() for one in (exact, small))
+    assert 0 < (found_TV - wanted_TV).norm() <= 1.1 * (own_TV - wanted_TV).norm()
+
+
+def test_an_engine_with_a_copy_in_bfloat16_decodes_directly_and_tells_what_it_sampled_by() -> None:
+    model = contract_model(tied=True)
+    engine = HFEngine(model, weights="copied", dtype="bfloat16")
+    made = Subject(engine, model)
+    with made.runner:
+        told = [made.run(made.ask(prompt)) for prompt in PROMPTS]
+        assert engine._batch is not None
+        assert engine._batch._is_plain()
+        made.run(engine.close())
+    for prompt, one in zip(PROMPTS, told, strict=True):
+        ids_1N = torch.tensor([[*prompt, *one.ids]])
+        with torch.inference_mode():
+            logp_NV = model(input_ids=ids_1N).logits[0].log_softmax(-1)
+        expected = logp_NV[len(prompt) - 1 : -1].gather(-1, torch.tensor(one.ids)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(one.logprobs), expected, atol=0.3)
+        assert not torch.allclose(torch.tensor(one.logprobs), expected, atol=1e-5)
+
+
 def test_weights_may_change_in_place() -> None:
     model = contract_model(tied=True).eval()
     cache = SlotCache(model)
@@ -128,6 +164,11 @@ def dropping(model: Any) -> Any:
     return model.train()
 
 
+def mixed(model: Any) -> Any:
+    model.model.norm.bfloat16()
+    return model
+
+
 CHANGED: dict[str, Callable[[Any], Any]] = {
     "shortened": shortened,
     "normless": normless,
@@ -135,7 +176,8 @@ CHANGED: dict[str, Callable[[Any], Any]] = {
     "replaced": replaced,
     "adapted": adapted,
     "dropping": dropping,
-    "bfloat16": lambda model: model.bfloat16(),
+    "float16": lambda model: model.half(),
+    "of two types": mixed,
 }
 
 

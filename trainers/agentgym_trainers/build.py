@@ -21,6 +21,7 @@ from agentgym_trainers.chat import ChatFormat
 from agentgym_trainers.checkpoint import Checkpoint, model_folder
 from agentgym_trainers.critic import refuse_other_vocabulary
 from agentgym_trainers.demonstrations import demonstrate, texts_of, tokenise, train_context
+from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.learner import Learner
 from agentgym_trainers.lora import add_lora
 from agentgym_trainers.memory import refuse_too_large
@@ -81,7 +82,7 @@ class Parts:
         """Attempt the held-out tasks; return the attempts and the report's figures."""
         recipe, tasks = self.prepared.recipe, self.prepared.held_out
         section = recipe.evaluation
-        engine = self.engine if self.engine.owns_weights else self._evaluation_engine()
+        engine = self._evaluation_engine()
         try:
             groups = await attempt_all(
                 self.prepared.make_env,
@@ -100,7 +101,10 @@ class Parts:
         return groups, summarise(tasks, groups, attempts=section.attempts).metrics()
 
     def _evaluation_engine(self) -> TrainableEngine:
-        """Return an engine for whoever comes first, which a lockstep engine is not."""
+        """Return an engine that serves whoever comes first: the run's own, or one beside it that is soon closed."""
+        waits = isinstance(self.engine, HFEngine) and self.engine.lockstep
+        if self.engine.owns_weights and not waits:
+            return self.engine
         # Weights that are cast anew for every token cost more than a copy in the smaller type.
         own = self.settings.compute.dtype != "float32"
         return make_engine(self.settings, self.model, "eager", own_weights=own, context_length=self.context_length)

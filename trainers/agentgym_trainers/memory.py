@@ -121,7 +121,7 @@ def _copy(settings: TrainerSettings) -> int:
     """Return the bytes per weight that the engine keeps on the learner's device beside the learner's own."""
     engine, compute = settings.engine, settings.compute
     if engine.name == "hf":
-        here = settings.schedule.max_staleness > 0
+        here = settings.schedule.max_staleness > 0 or engine.options.get("weights") == "copied"
     else:  # several processes of vLLM share its weights
         here = engine.name == "vllm" and compute.device == "cpu"
         here = here and (engine.options.get("options") or {}).get("tensor_parallel_size", 1) == 1

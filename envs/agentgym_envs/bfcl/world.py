@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from agentgym.graders.sources import parse_expression
 from agentgym.tools import Tool, tools_of
 from agentgym.types import Record
 from agentgym_envs.bfcl.apis.base import Api
@@ -105,7 +106,7 @@ def read_call(text: str, tools: Mapping[str, Tool]) -> Call:
     try:
         if len(text) > _LONGEST:
             raise ValueError("it is too long")
-        node = ast.parse(text.strip(), mode="eval").body
+        node = parse_expression(text)
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.func.id not in tools:
             raise ValueError(f"wanted a call of one of {len(tools)} tools")
         names = list(tools[node.func.id].schema["function"]["parameters"].get("properties", {}))

@@ -79,7 +79,7 @@ def _tested(row: Row, name: str, test: str) -> Task:
     module = parse(test)
     body = [one for one in module.body if not isinstance(one, (ast.Import, ast.ImportFrom, ast.If))]
     methods = [_method(one) for one in body if isinstance(one, ast.FunctionDef) and one.name.startswith("test")]
-    suite = ast.parse("class Tests(unittest.TestCase): pass").body[0]
+    suite = parse("class Tests(unittest.TestCase): pass").body[0]
     assert isinstance(suite, ast.ClassDef)
     suite.body = [*methods]
     others = [one for one in body if not (isinstance(one, ast.FunctionDef) and one.name.startswith("test"))]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from agentgym.graders.sources import parse_expression
 from agentgym.types import Record
 from agentgym_envs.puzzles.family import Family, Found, Made, malformed, scaled
 
@@ -78,7 +79,7 @@ def evaluate(text: str) -> tuple[Fraction, list[int]]:
     if not _FORM.fullmatch(text):
         raise Unreadable
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = parse_expression(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise Unreadable from error
     return _value(tree), [*_numbers(tree)]

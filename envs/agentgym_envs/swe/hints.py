@@ -173,7 +173,7 @@ def _kind(line: str) -> str | None:
     elif line == "try:":
         opened = "try: pass\nfinally: pass"
     try:
-        body = ast.parse(opened).body
+        body = parse_source(opened).body
     except (SyntaxError, ValueError, RecursionError):
         return None
     return _SAID.get(type(body[0])) if body else None

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+from agentgym.graders.sources import parse_expression
 from agentgym.tools import tool
 from agentgym_envs.tools.world import World
 
@@ -45,7 +46,7 @@ def _value(expression: str) -> float:
     if len(expression) > _LONGEST:
         raise ValueError(f"wanted an expression of at most {_LONGEST} characters")
     try:
-        return _of(ast.parse(expression.strip(), mode="eval").body)
+        return _of(parse_expression(expression))
     except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError) as error:
         raise ValueError(f"the expression has no value: {type(error).__name__}") from error
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 from pydantic import JsonValue
 
 from agentgym.errors import TaskError
+from agentgym.graders.sources import parse
 from agentgym.task import Public, Task
 from agentgym.types import Split
 from agentgym_envs.rows import Placed, Refused, Row, RowTasks, json_lines
@@ -139,7 +140,7 @@ def _rows(folder: Path, domain: str) -> Iterator[Placed]:
 def _literals(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the tasks of a Python file, which lists them as `Task(…, actions=[Action(…)])`."""
     try:
-        tree = ast.parse(path.read_text("utf-8"))
+        tree = parse(path.read_text("utf-8"))
         for statement in tree.body:
             if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.List):
                 for node in statement.value.elts:

@@ -1,7 +1,8 @@
 """Some tokens for each row, computed from a model's weights without its modules, whose calls cost small models most.
 
 The arithmetic is that of transformers' Llama and what was built like it: normalise, attend, normalise, gate. It is used
-only for models that are known to be no more than that, and only after it has agreed with the model itself.
+only for models that are known to be no more than that, and only after it has agreed with the model itself. With weights
+in bfloat16, products are computed in it; what adds up over layers, and rotations, are float32.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ logger = logging.getLogger(__name__)
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList)
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-_TOLERANCE = 1e-5
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.06}
+"""How far scores may lie apart, as a share of the largest: in bfloat16 a model's layers add up their rounding."""
 
 
 def is_plain(model: Any) -> bool:
     """Whether a model is, at this moment, one of those families and no more than that.
 
-    What is hooked into modules, adapters, dropout, other types than float32 and other devices than the CPU are left to
-    the model itself. All of that may be added later, so ask again.
+    What is hooked into modules, adapters, dropout, types other than float32 and bfloat16, mixtures of both, and devices
+    other than the CPU are left to the model itself. All of that may be added later, so ask again.
     """
     if type(model) not in _FAMILIES or model.config._attn_implementation not in ("sdpa", PIECES):
         return False
@@ -37,6 +39,7 @@ def is_plain(model: Any) -> bool:
         len(layers) == model.config.num_hidden_layers
         and all({name for name, _ in one.named_children()} == _PARTS for one in layers)
         and all(_is_as_written(name, one, family) for name, one in model.named_modules())
+        and len({one.dtype for one in model.parameters()}) == 1
     )
 
 
@@ -49,7 +52,7 @@ def agrees(model: Any) -> bool:
         model(input_ids=ids_B4[:, :2], use_cache=True, **cache.plan(0, position_B2, model.dtype))
         found_TV = decode(model, cache, ids_B4.flatten()[[2, 6, 7]], TokenPlan(0, [1, 2], [2, 2]))
     expected_TV = every_B4V.flatten(0, 1)[[2, 6, 7]]
-    if bool((found_TV - expected_TV).abs().max() <= _TOLERANCE * (1 + expected_TV.abs().max())):
+    if bool((found_TV - expected_TV).abs().max() <= _TOLERANCE[model.dtype] * (1 + expected_TV.abs().max())):
         return True
     logger.warning("%s does not score as its family does; it decodes for itself, more slowly", type(model).__name__)
     return False
@@ -67,7 +70,7 @@ def _is_as_written(name: str, module: nn.Module, family: str) -> bool:
 
 
 def _is_plain_parameter(one: nn.Parameter) -> bool:
-    return type(one) is nn.Parameter and one.dtype == torch.float32 and one.device.type == "cpu"
+    return type(one) is nn.Parameter and one.dtype in _TOLERANCE and one.device.type == "cpu"
 
 
 def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_N: Tensor | None = None) -> Tensor:
@@ -87,8 +90,9 @@ def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_
     """
     trunk, longest = model.model, plan.longest
     group = model.config.num_attention_heads // model.config.num_key_value_heads
-    mask_L = cache.plan_tokens(plan, model.dtype, 1 if longest == 1 else group)
-    state_TD = embedding(ids_T, trunk.embed_tokens.weight)
+    own_type = model.dtype
+    mask_L = cache.plan_tokens(plan, own_type, 1 if longest == 1 else group)
+    state_TD = embedding(ids_T, trunk.embed_tokens.weight).float()
     cos_T1E, sin_T1E = (one[0, :, None] for one in trunk.rotary_emb(state_TD, plan.column[None]))
     half = cos_T1E.shape[-1] // 2
     turn_T1E = torch.cat([-sin_T1E[..., :half], sin_T1E[..., half:]], -1)
@@ -98,7 +102,8 @@ def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_
         query_THE = _heads(attention, "q", normed_TD)
         key_THE = _heads(attention, "k", normed_TD)
         query_THE, key_THE = (
-            torch.addcmul(one * cos_T1E, one.roll(half, -1), turn_T1E) for one in (query_THE, key_THE)
+            torch.addcmul(one * cos_T1E, one.roll(half, -1), turn_T1E).to(own_type)
+            for one in (query_THE.float(), key_THE.float())
         )
         keys_BHWE, values_BHWE = slots.write(key_THE, _heads(attention, "v", normed_TD))
         # The query heads of a group stand in the place of queries: they read the same keys, all of them.
@@ -127,8 +132,8 @@ def _heads(attention: Any, name: str, state_TD: Tensor) -> Tensor:
 
 
 def _linear(module: Any, state: Tensor) -> Tensor:
-    return linear(state, module.weight, module.bias)
+    return linear(state.to(module.weight.dtype), module.weight, module.bias)
 
 
 def _normalised(module: Any, state: Tensor) -> Tensor:
-    return rms_norm(state, module.weight.shape, module.weight, module.variance_epsilon)
+    return rms_norm(state, module.weight.shape, module.weight.to(state.dtype), module.variance_epsilon)

@@ -75,7 +75,7 @@ class HFEngine:
                 Guesses are checked: they save calls of the model and change no token, up to rounding, which in bfloat16
                 may. Fixed batches guess none.
             dtype: of the arithmetic, and of copied weights; by default the model's own. Shared weights stay what they
-                are, and are computed with under autocast, like the learner's.
+                are, and are computed with under autocast, like the learner's, which casts them for every token.
 
         Raises:
             ValueError: there is no such dtype, or fewer draft tokens than none.
@@ -91,7 +91,8 @@ class HFEngine:
         own_type = None if dtype is None else getattr(torch, dtype)
         self._model = frozen_copy(model, own_type) if self.owns_weights else model
         self._autocast = dtype == "bfloat16" and not self.owns_weights
-        self._lockstep = batching == "lockstep"
+        self.lockstep = batching == "lockstep"
+        """Whether it waits for every open session."""
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._max_batch = max_batch
         self._patience_s = patience_s
@@ -101,7 +102,7 @@ class HFEngine:
             else None
         )
         self._fixed = FixedBatches(self._model)
-        if self._batch is None and not self._lockstep:
+        if self._batch is None and not self.lockstep:
             logger.warning("%s keeps more than keys and values: its batches are fixed", type(model).__name__)
         self._lock = threading.Lock()
         self._open: set[str] = set()
@@ -146,7 +147,7 @@ class HFEngine:
             answer = self._answers[request] = asyncio.get_running_loop().create_future()
         self._pump()
         try:
-            with self._patience(request) if self._lockstep else nullcontext():
+            with self._patience(request) if self.lockstep else nullcontext():
                 made: Generation = await answer
                 return made
         finally:
@@ -274,7 +275,7 @@ class HFEngine:
         with self._lock:
             if self._busy or self._closed or not (self._waiting or self._updates):
                 return
-            if self._lockstep and not forced and not self._updates and not self._open <= self._waiting.keys():
+            if self.lockstep and not forced and not self._updates and not self._open <= self._waiting.keys():
                 return
             self._busy = True
         self._worker.submit(self._work, forced)
@@ -306,7 +307,7 @@ class HFEngine:
                     break
             forced = False
             done = [] if update is None else self._renew(update)
-            if self._lockstep or self._batch is None:
+            if self.lockstep or self._batch is None:
                 # Results come back together: a chunk that overtook the others would change who meets next.
                 for start in range(0, len(joining), self._max_batch):
                     with self._arithmetic():
@@ -331,11 +332,11 @@ class HFEngine:
     def _joining(self, forced: bool) -> list[Request]:
         """Take from those who wait whoever may join now."""
         room = len(self._waiting)
-        if self._lockstep:
+        if self.lockstep:
             room = room if forced or self._open <= self._waiting.keys() else 0
         elif self._batch is not None:
             room = min(room, self._max_batch - len(self._batch.rows))
-        names = sorted(self._waiting)[:room] if self._lockstep else list(self._waiting)[:room]
+        names = sorted(self._waiting)[:room] if self.lockstep else list(self._waiting)[:room]
         return [self._waiting.pop(name) for name in names]
 
     def _compute(self, requests: list[Request]) -> list[Result]:

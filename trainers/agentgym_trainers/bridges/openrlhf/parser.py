@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentgym.errors import RecipeError
+from agentgym.graders.sources import parse
 from agentgym_trainers.bridges.openrlhf.options import PACKAGE, VERSION
 
 
@@ -60,7 +61,7 @@ def _parsing() -> tuple[Any, dict[str, Any]]:
     """Return the script's main part but for the training, compiled, and the names that it needs."""
     root = _root()
     script = root / "cli" / "train_ppo_ray.py"
-    tree = ast.parse(script.read_text(encoding="utf-8"))
+    tree = parse(script.read_text(encoding="utf-8"))
     main = [one for one in tree.body if isinstance(one, ast.If) and "__main__" in ast.dump(one.test)]
     if len(main) != 1 or not _trains(main[0].body[-1]):
         raise RecipeError(f"{script} is not the script of {PACKAGE} {VERSION}: it does not end in train(args)")
