@@ -24,7 +24,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from agentgym.policy import Sampling, TrainableEngine
 
-ENGINES = ("hf-lockstep", "hf-without-prefixes", "hf", "vllm")
+ENGINES = ("hf-lockstep", "hf-without-prefixes", "hf", "hf-bfloat16", "vllm")
 GROUP, TURNS, PROMPT, OBSERVATION, TOKENS = 8, 4, 120, 24, (8, 48)
 VOCABULARY = 2048
 
@@ -49,6 +49,8 @@ def build(name: str, args: argparse.Namespace) -> TrainableEngine:
         model,
         batching="lockstep" if name == "hf-lockstep" else "eager",
         prefix_cache_mb=0 if name == "hf-without-prefixes" else 512,
+        weights="copied" if name == "hf-bfloat16" else "shared",
+        dtype="bfloat16" if name == "hf-bfloat16" else None,
     )
 
 

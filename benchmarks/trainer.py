@@ -188,7 +188,7 @@ def main(
     budget["policy_lr"] = LEARNING_RATE[model]
     room = {"turns": chain.turns, "completion": chain.completion, "context": chain.context, "turn": TURN_TOKENS}
     compute = {"packing": packing, "recompute": recompute, "token_budget": ROWS * chain.context}
-    sampled = dtype or (chosen.dtype if torch.cpu.get_capabilities().get("amx_bf16") else "float32")
+    sampled = dtype or (chosen.dtype if _multiplies_bfloat16() else "float32")
     engine: dict[str, Any] = {"draft_tokens": drafts, "dtype": sampled}
     if sampled != "float32":
         engine["weights"] = "copied"
@@ -234,6 +234,12 @@ def main(
         json_file.write_text(
             json.dumps({"warm": begun, "compute": compute, "engine": engine, "found": plain}, indent=1) + "\n"
         )
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16; older versions of PyTorch cannot tell."""
+    told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("amx_bf16"))
 
 
 def warm_start(python: Path, folder: Path, model: Model, threads: int) -> dict[str, Any]:

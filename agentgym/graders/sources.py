@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import threading
 import warnings
+from contextlib import suppress
+from typing import Any, Literal
 
+_TRIES = 20
 _lock = threading.Lock()
 
 
@@ -15,14 +18,24 @@ def parse(source: str) -> ast.Module:
     >>> ast.unparse(parse("x = '\\.'"))
     "x = '\\\\.'"
     """
-    # One thread at a time: warning filters are global, and CPython 3.11 confuses the depths of concurrent parsers.
-    with _lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(source)  # noqa: TID251
+    module: ast.Module = _read(source, "exec")
+    return module
 
 
 def parse_expression(source: str) -> ast.expr:
     """Return the syntax tree of one expression."""
+    expression: ast.Expression = _read(source.strip(), "eval")
+    return expression.body
+
+
+def _read(source: str, mode: Literal["exec", "eval"]) -> Any:
+    """Parse, one thread at a time: warning filters are global, and CPython 3.11 confuses the depths of several parsers.
+
+    Those of the standard library take no lock: whoever prints a traceback meanwhile parses its lines.
+    """
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ast.parse(source.strip(), mode="eval").body  # noqa: TID251
+        for _ in range(_TRIES):
+            with suppress(SystemError):
+                return ast.parse(source, mode=mode)  # noqa: TID251
+        return ast.parse(source, mode=mode)  # noqa: TID251

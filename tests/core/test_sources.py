@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,14 +38,26 @@ class Cyclic:
         self.itself = None  # type: ignore[assignment]
 
 
+def failing() -> str:
+    """Return a traceback, for which the standard library parses lines of this file."""
+    try:
+        return str(sum(one / 0 for one in range(3)) + [1, [2, 3]][0])  # type: ignore[operator]
+    except ZeroDivisionError:
+        return traceback.format_exc()
+
+
 @pytest.mark.usefixtures("_restless")
 def test_threads_that_parse_at_the_same_time_do_not_disturb_each_other() -> None:
     expression = "+".join(f"({n} * (x - [y, {n}][0]))" for n in range(200))
     wanted = ast.dump(parse(MODULE)), ast.dump(parse_expression(expression))
 
-    def read(_: int) -> tuple[str, str]:
+    def read(place: int) -> tuple[str, str]:
         for _ in range(50):
             Cyclic()
+        if place % 2:  # takes no lock
+            for _ in range(20):
+                said = failing()
+                assert "ZeroDivisionError" in said
         return ast.dump(parse(MODULE)), ast.dump(parse_expression(f" {expression}\n"))
 
     with ThreadPoolExecutor(6) as threads:

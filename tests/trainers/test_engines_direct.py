@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -191,9 +192,15 @@ def test_another_family_decodes_for_itself() -> None:
     assert not is_plain(Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE)))
 
 
-def test_one_that_scores_otherwise_than_its_family_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = contract_model(tied=True)
-    monkeypatch.setattr(type(model.model.norm), "forward", lambda _, states: states)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_that_scores_otherwise_than_its_family_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    model = contract_model(tied=True).to(dtype)
+    assert agrees(model)
+    family = sys.modules[type(model).__module__]
+    turn = family.apply_rotary_pos_emb
+    monkeypatch.setattr(family, "apply_rotary_pos_emb", lambda q, k, cos, sin: turn(q, k, cos, -sin))
     assert is_plain(model)
     assert not agrees(model)
 

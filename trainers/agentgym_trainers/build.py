@@ -106,7 +106,8 @@ class Parts:
         if self.engine.owns_weights and not waits:
             return self.engine
         # Weights that are cast anew for every token cost more than a copy in the smaller type.
-        own = self.settings.compute.dtype != "float32"
+        dtype = self.settings.engine.options.get("dtype") or self.settings.compute.dtype
+        own = dtype != "float32"
         return make_engine(self.settings, self.model, "eager", own_weights=own, context_length=self.context_length)
 
 

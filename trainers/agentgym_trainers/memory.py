@@ -81,11 +81,12 @@ def least_memory(settings: TrainerSettings, config: Any, *, ranks: int = 1, tota
         "activations": tokens * (policy.kept + critic.kept),
         "logits": 2 * _FLOAT * logits,
     }
+    share = _vllm_share(settings) if ranks == 1 else 0.0
     if ranks > 1:
         needs["a whole copy for the sampler"] = _FLOAT * policy.weights
-    elif share := _vllm_share(settings):
+    elif share:
         needs[_VLLM] = int(share * (_total_memory(compute.device) if total is None else total))
-    elif size := _copy(settings):
+    if not share and (size := _copy(settings, ranks)):
         needs["the sampler's weights"] = size * policy.weights
     return needs
 
@@ -117,13 +118,15 @@ def _vllm_share(settings: TrainerSettings) -> float:
     return float((engine.options.get("options") or {}).get("gpu_memory_utilization", share))
 
 
-def _copy(settings: TrainerSettings) -> int:
-    """Return the bytes per weight that the engine keeps on the learner's device beside the learner's own."""
+def _copy(settings: TrainerSettings, ranks: int) -> int:
+    """Return the bytes per weight that engines keep on the learner's device, beside what the learner hands over."""
     engine, compute = settings.engine, settings.compute
-    if engine.name == "hf":
-        here = settings.schedule.max_staleness > 0 or engine.options.get("weights") == "copied"
+    if engine.name == "hf" and not settings.schedule.max_staleness:
+        here = 2 * (engine.options.get("weights") == "copied")  # evaluations make one of their own
+    elif engine.name == "hf":
+        here = 1
     else:  # several processes of vLLM share its weights
-        here = engine.name == "vllm" and compute.device == "cpu"
+        here = engine.name == "vllm" and compute.device == "cpu" and ranks == 1
         here = here and (engine.options.get("options") or {}).get("tensor_parallel_size", 1) == 1
     dtype = engine.options.get("dtype") or compute.dtype
     return here * (_BFLOAT if dtype in ("bfloat16", "float16") else _FLOAT)

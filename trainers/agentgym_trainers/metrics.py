@@ -86,7 +86,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "train/drift": (
         "mean absolute difference between the trainer's and the sampler's logprobs in the first optimizer step of the "
         "update, before it moves the policy; not of rows that lost a hint",
-        "on-policy above 0.01: engine and trainer disagree",
+        "on-policy above 0.01, or 0.05 where the engine samples in bfloat16: engine and trainer disagree",
     ),
     "train/kl": ("estimated KL (k3) of the policy from what sampled the batch", "above 0.1"),
     "train/kl_ref": ("estimated KL (k3) of the policy from the phase's beginning; only where `kl_weight` asks", ""),

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList)
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.06}
-"""How far scores may lie apart, as a share of the largest: in bfloat16 a model's layers add up their rounding."""
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+"""How far scores may lie apart, as a share of how much they differ: in bfloat16 a model's layers add up rounding."""
 
 
 def is_plain(model: Any) -> bool:
@@ -52,7 +52,8 @@ def agrees(model: Any) -> bool:
         model(input_ids=ids_B4[:, :2], use_cache=True, **cache.plan(0, position_B2, model.dtype))
         found_TV = decode(model, cache, ids_B4.flatten()[[2, 6, 7]], TokenPlan(0, [1, 2], [2, 2]))
     expected_TV = every_B4V.flatten(0, 1)[[2, 6, 7]]
-    if bool((found_TV - expected_TV).abs().max() <= _TOLERANCE[model.dtype] * (1 + expected_TV.abs().max())):
+    apart, spread = (found_TV - expected_TV).float().norm(), (expected_TV.float() - expected_TV.float().mean()).norm()
+    if bool(apart <= _TOLERANCE[model.dtype] * spread):
         return True
     logger.warning("%s does not score as its family does; it decodes for itself, more slowly", type(model).__name__)
     return False
@@ -98,14 +99,13 @@ def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_
     turn_T1E = torch.cat([-sin_T1E[..., :half], sin_T1E[..., half:]], -1)
     for layer, slots, mask in zip(trunk.layers, cache.cache.layers, mask_L, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
-        normed_TD = _normalised(layer.input_layernorm, state_TD)
-        query_THE = _heads(attention, "q", normed_TD)
-        key_THE = _heads(attention, "k", normed_TD)
+        normed_XD = _factor(_normalised(layer.input_layernorm, state_TD), own_type)
+        query_THE, key_THE, value_THE = (_heads(attention, name, normed_XD, len(ids_T)) for name in "qkv")
         query_THE, key_THE = (
             torch.addcmul(one * cos_T1E, one.roll(half, -1), turn_T1E).to(own_type)
             for one in (query_THE.float(), key_THE.float())
         )
-        keys_BHWE, values_BHWE = slots.write(key_THE, _heads(attention, "v", normed_TD))
+        keys_BHWE, values_BHWE = slots.write(key_THE, value_THE)
         # The query heads of a group stand in the place of queries: they read the same keys, all of them.
         query_BHQE = query_THE[:, :, None] if longest == 1 else query_THE[plan.token_BQ].transpose(1, 2)
         heard_BHXE = scaled_dot_product_attention(
@@ -117,22 +117,37 @@ def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_
         )
         heard_BHQE = heard_BHXE.reshape(query_BHQE.shape)
         heard_THE = heard_BHQE[:, :, 0] if longest == 1 else heard_BHQE[plan.row, :, plan.place_T]
-        state_TD = state_TD + _linear(attention.o_proj, heard_THE.flatten(1))
-        normed_TD = _normalised(layer.post_attention_layernorm, state_TD)
-        gate_TF = mlp.act_fn(_linear(mlp.gate_proj, normed_TD)) * _linear(mlp.up_proj, normed_TD)
-        state_TD = state_TD + _linear(mlp.down_proj, gate_TF)
+        state_TD = state_TD + _linear(attention.o_proj, _factor(heard_THE.flatten(1), own_type))[: len(ids_T)]
+        normed_XD = _factor(_normalised(layer.post_attention_layernorm, state_TD), own_type)
+        gate_XF = mlp.act_fn(_linear(mlp.gate_proj, normed_XD)) * _linear(mlp.up_proj, normed_XD)
+        state_TD = state_TD + _linear(mlp.down_proj, gate_XF)[: len(ids_T)]
     state_ND = state_TD if wanted_N is None else state_TD[wanted_N]
-    return _linear(model.lm_head, _normalised(trunk.norm, state_ND))
+    return _linear(model.lm_head, _factor(_normalised(trunk.norm, state_ND), own_type))[: len(state_ND)]
 
 
-def _heads(attention: Any, name: str, state_TD: Tensor) -> Tensor:
-    made_THE = _linear(getattr(attention, f"{name}_proj"), state_TD).view(len(state_TD), -1, attention.head_dim)
+def _factor(state_TD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what weights of a type are multiplied with: in bfloat16 some empty rows too, for a kernel fits other rows.
+
+    One is built, and half a megabyte kept, for each number of rows that a product of bfloat16 has; of these there are
+    then four between a power of two and the next.
+    """
+    if dtype == torch.float32:
+        return state_TD
+    rows = len(state_TD)
+    step = max(16, 1 << max(0, rows.bit_length() - 3))
+    made_XD = state_TD.new_zeros(-(-rows // step) * step, state_TD.shape[1], dtype=dtype)
+    made_XD[:rows] = state_TD
+    return made_XD
+
+
+def _heads(attention: Any, name: str, state_XD: Tensor, rows: int) -> Tensor:
+    made_THE = _linear(getattr(attention, f"{name}_proj"), state_XD)[:rows].view(rows, -1, attention.head_dim)
     norm = getattr(attention, f"{name}_norm", None)
     return made_THE if norm is None else _normalised(norm, made_THE)
 
 
 def _linear(module: Any, state: Tensor) -> Tensor:
-    return linear(state.to(module.weight.dtype), module.weight, module.bias)
+    return linear(state, module.weight, module.bias)
 
 
 def _normalised(module: Any, state: Tensor) -> Tensor:
