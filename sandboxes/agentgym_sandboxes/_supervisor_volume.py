@@ -55,11 +55,12 @@ class SupervisorVolume:
         return self.name
 
     def _made_at(self) -> str | None:
+        """Return when it came to be: Docker makes an empty one for a container that is created as another is pruned."""
         try:
             found = self._api.inspect_volume(self.name)
         except NotFound:
             return None
-        return str(found["CreatedAt"]) if LABEL in (found["Labels"] or {}) else None
+        return str(found["CreatedAt"])
 
 
 def _fill(api: docker.APIClient, volume: str, image: str, program: bytes) -> None:

@@ -163,12 +163,12 @@ class DockerBackend:
         self.accept(spec)
         api = self._daemon.connect()
         image = self._daemon.require_image(spec.image)
-        volume = self._daemon.supervisor(image)
         asked, spec = spec, spec.model_copy(update={"ttl_s": spec.ttl_s + longer_s})
         life = {"agentgym.created": f"{time.time():.3f}", "agentgym.ttl": f"{spec.ttl_s:.3f}"}
         labels = {"agentgym.run": self._run, **life, **Owner.current().labels()}
         with self._starting:
             daemon = self._daemon
+            volume = daemon.supervisor(image)  # only now: volumes are pruned while a start waits for its turn
             config = settings(api, spec, volume, labels, daemon.runtime, podman=daemon.is_podman)
             return self._start(api, image, asked, config)
 

@@ -173,10 +173,10 @@ def test_a_crash_of_an_environment_tells_clients_nothing_and_ends_nothing() -> N
 
 def test_silence_and_slowness_end_a_session_and_its_environment() -> None:
     Slow.closed.clear()
-    with running(Slow, session_ttl_s=0.4, turn_timeout_s=1.0) as url, ask(url) as client:
+    with running(Slow, session_ttl_s=1.5, turn_timeout_s=3.0) as url, ask(url) as client:
         silent = client.post("/sessions", json={"task": "toy-0"}).json()["session_id"]
         slow = client.post("/sessions", json={"task": "toy-0"}).json()["session_id"]
-        call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 3}}]}
+        call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 8}}]}
         assert client.post(f"/sessions/{slow}/step", json=call).status_code == 504
         assert {client.get(f"/sessions/{one}").status_code for one in (silent, slow)} == {404}
         assert len(set(Slow.closed)) >= 2
@@ -195,8 +195,9 @@ def test_a_turn_that_no_thread_is_ever_free_for_is_refused_and_its_session_stays
     with running(Slow, threads=1, wait_s=0.5) as url, ask(url) as client, ThreadPoolExecutor(2) as pool:
         ids = [client.post("/sessions", json={"task": "toy-0"}).json()["session_id"] for _ in range(2)]
         call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 2}}]}
+        Slow.waiting.clear()
         first = pool.submit(client.post, f"/sessions/{ids[0]}/step", json=call)
-        time.sleep(0.2)
+        assert Slow.waiting.wait(20)
         refused = client.post(f"/sessions/{ids[1]}/step", json=call)
         assert (refused.status_code, "waited 0.5 s for a thread" in refused.text) == (503, True)
         assert first.result(20).status_code == 200
@@ -207,8 +208,9 @@ def test_a_turn_that_waits_does_not_begin_when_its_session_has_ended() -> None:
     with running(Slow, threads=1) as url, ask(url) as client, ThreadPoolExecutor(2) as pool:
         ids = [client.post("/sessions", json={"task": "toy-0"}).json()["session_id"] for _ in range(2)]
         call = {"tool_calls": [{"name": "wait", "arguments": {"seconds": 2}}]}
+        Slow.waiting.clear()
         first = pool.submit(client.post, f"/sessions/{ids[0]}/step", json=call)
-        time.sleep(0.2)
+        assert Slow.waiting.wait(20)
         second = pool.submit(client.post, f"/sessions/{ids[1]}/reset", json={"task": "toy-1"})
         time.sleep(0.2)
         client.delete(f"/sessions/{ids[1]}")
@@ -369,9 +371,9 @@ def test_an_environments_own_timeout_is_no_slow_turn() -> None:
 
 
 def test_a_session_that_has_gone_is_begun_anew_by_the_next_reset() -> None:
-    with running(session_ttl_s=0.2) as url, closing(RemoteEnv(url, token=TOKEN)) as env:
+    with running(session_ttl_s=2.0) as url, closing(RemoteEnv(url, token=TOKEN)) as env:
         env.reset(options={"task": "toy-0"})
-        time.sleep(1.0)
+        time.sleep(5.0)
         with pytest.raises(InfrastructureError, match="there is no such session"):
             env.step("x")
         env.reset(options={"task": "toy-0"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def test_a_folder_of_terminal_bench_is_judged_by_its_exit_code(docker: SandboxBa
 
 @pytest.mark.docker
 def test_the_agent_types_into_a_terminal_and_finds_no_tests(docker: SandboxBackend, root: Path) -> None:
-    made = env(docker, root, max_turns=9)
+    made = env(docker, root, max_turns=200)
 
     def step(name: str, **arguments: object) -> str:
         messages: tuple[Message, ...] = made.step(call(name, **arguments))[0]
@@ -175,9 +176,17 @@ def test_the_agent_types_into_a_terminal_and_finds_no_tests(docker: SandboxBacke
     assert step("shell", command="echo $x; pwd; ls -A /tests /solution /logs/verifier; id -u").split() == [
         *("7", "/tmp", "/logs/verifier:", "/solution:", "/tests:", "1000")
     ]  # fmt: skip
-    step("keys", text="python3 -q", key="enter", wait_s=5)
-    assert "42" in step("keys", text="print(6 * 7)", key="enter", wait_s=3)
-    assert "KeyboardInterrupt" in step("keys", key="ctrl-c", wait_s=3)
+
+    def look(word: str, seen: str) -> None:
+        """Look until a word is there: what is shown ends where the terminal is silent for a moment."""
+        deadline = time.monotonic() + 30
+        while word not in seen and time.monotonic() < deadline:
+            seen += step("keys", wait_s=1)
+        assert word in seen
+
+    look(">>> ", step("keys", text="python3 -q", key="enter", wait_s=5))
+    look("42", step("keys", text="print(6 * 7)", key="enter", wait_s=3))
+    look("KeyboardInterrupt", step("keys", key="ctrl-c", wait_s=3))
     assert "no key is registered as 'entre'; did you mean 'enter'?" in step("keys", key="entre")
     assert "error: this task is not answered but done: call submit" in step("answer", text="4")
     assert "[ended: it took longer than 0.2 s]" in step("shell", command="sleep 9", timeout_s=0.2)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import command_lines_with
 from ray_nodes import PLUGIN, Connect, Nodes, nodes
 
 from agentgym.errors import SandboxError
@@ -194,20 +194,8 @@ def survivors() -> Callable[[str], list[str]]:
 
     def find(word: str) -> list[str]:
         deadline = time.monotonic() + 20
-        while (found := _command_lines_with(word)) and time.monotonic() < deadline:
+        while (found := command_lines_with(word)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
 
     return find
-
-
-def _command_lines_with(word: str) -> list[str]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if word in line:
-            found.append(line)
-    return found

@@ -125,9 +125,10 @@ for name in ("mem", "environ", "maps", "fd/0"):
 @needs_daemon
 def test_a_background_process_lives_on_until_the_next_command(backend: DockerBackend) -> None:
     with backend.start(SandboxSpec()) as box:
-        box.exec("(sleep 0.5; echo later > file) >/dev/null 2>&1 &")
+        box.exec("(while [ ! -e go ]; do sleep 0.05; done; echo later > file; touch written) >/dev/null 2>&1 &")
         assert box.exec("cat file").exit_code == 1
-        time.sleep(0.8)
+        box.write("go", b"")
+        assert box.exec("while [ ! -e written ]; do sleep 0.05; done", timeout=20).ok
         assert box.read("file") == b"later\n"
 
 
@@ -201,7 +202,9 @@ def test_a_container_that_somebody_else_ends_is_an_infrastructure_failure(backen
 @needs_daemon
 def test_the_container_ends_by_itself_even_if_nobody_asks(backend: DockerBackend) -> None:
     with backend.start(SandboxSpec(ttl_s=1)) as box:
-        time.sleep(2.5)
+        deadline = time.monotonic() + 20
+        while _inspect(box.id)["State"]["Running"] and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert not _inspect(box.id)["State"]["Running"]
         with pytest.raises(SandboxError, match="ttl_s is over"):
             box.exec("true")

@@ -11,6 +11,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +27,7 @@ docker = pytest.importorskip("docker", reason="the docker extra is not installed
 
 from agentgym_sandboxes._image_context import from_folder, from_spec  # noqa: E402
 from agentgym_sandboxes._images import BASE_IMAGE, Images  # noqa: E402
+from agentgym_sandboxes._inventory import IMAGE_NAME  # noqa: E402
 from agentgym_sandboxes.docker import DockerBackend  # noqa: E402
 
 needs_daemon = pytest.mark.docker
@@ -55,19 +57,21 @@ def backend(contexts: Path) -> Iterator[DockerBackend]:
         if os.environ.get("AGENTGYM_REQUIRE_DOCKER"):
             raise
         pytest.skip(str(error))
-    api = made._daemon.connect()
+    made._daemon.connect()
     if "DockerRootDir" not in made._daemon._info:
         pytest.skip("this Docker is behind the socket proxy, which lets nobody build")
-    before = _images(api)
     yield made
     made.close()
-    for name in _images(api) - before:
-        api.remove_image(name, force=True)
+    _remove_built(made)
 
 
-def _images(api: Any) -> set[str]:
-    found = api.images(filters={"label": "agentgym.image"})
-    return {tag for one in found for tag in one["RepoTags"] or []}
+def _remove_built(backend: DockerBackend) -> None:
+    """Remove what a backend built; the daemon has images of other tests too, which come and go meanwhile."""
+    api = backend._daemon.connect()
+    for name in backend._daemon.images._known.values():
+        if name.startswith(f"{IMAGE_NAME}:"):
+            with suppress(docker.errors.ImageNotFound):
+                api.remove_image(name, force=True)
 
 
 def test_a_specification_is_its_own_name() -> None:
@@ -186,8 +190,9 @@ def test_a_specification_becomes_an_image_once_with_all_that_it_says(backend: Do
         *(f"hello {word}", 'made a "quoted" $word', "0", "1777", 'a "quoted" $word', "1000")
     ]
     api: Any = backend._daemon.connect()
-    (tag,) = {tag for tag in _images(api) if api.inspect_image(tag)["Config"]["Env"].count('A=a "quoted" $word')}
+    tag = backend._daemon.require_image(spec.name)
     made = api.inspect_image(tag)
+    assert 'A=a "quoted" $word' in made["Config"]["Env"]
     assert made["Config"]["Labels"]["agentgym.image"] == tag.partition(":")[2]
     other = DockerBackend()
     other.accept(SandboxSpec(image=spec.name))
@@ -207,16 +212,17 @@ def test_a_folder_becomes_an_image_and_a_change_in_it_another(backend: DockerBac
         assert said.stdout.decode().split() == [
             *(".dockerignore", "Dockerfile", "empty", "kept", "link", "run.sh", "word", "one", "ran")
         ]
-    before = _images(backend._daemon.connect())
+    first = backend._daemon.require_image("build:repo")
     (contexts / "repo" / "kept" / "file").write_text("two\n")
     with backend.start(spec) as box:  # a backend looks once, so that all its sandboxes are alike
         assert box.read("/repo/kept/file") == b"one\n"
-    assert _images(backend._daemon.connect()) == before
+    assert backend._daemon.require_image("build:repo") == first
     later = DockerBackend(contexts=str(contexts))
     with later.start(spec) as box:
         assert box.read("/repo/kept/file") == b"two\n"
+    assert later._daemon.require_image("build:repo") != first
     later.close()
-    assert len(_images(backend._daemon.connect()) - before) == 1
+    _remove_built(later)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc", "repo/../../outside", "way-out"])
@@ -265,15 +271,19 @@ def test_the_policy_says_whether_a_registry_is_asked(backend: DockerBackend, pol
 
 @needs_daemon
 def test_a_build_that_fails_says_why_and_leaves_no_image(backend: DockerBackend) -> None:
+    api: Any = backend._daemon.connect()
     spec = ImageSpec(run=("echo before; echo the-reason >&2; exit 3",))
-    before = _images(backend._daemon.connect())
     with pytest.raises(
         SandboxError, match=r"cannot make the image 'agentgym-image:\w+': .*code: 3 \(after: .*the-reason"
-    ):
+    ) as told:
         backend.accept(SandboxSpec(image=spec.name))
     with pytest.raises(SandboxError, match="'no/such:base' is not on this machine"):
         backend.accept(SandboxSpec(image=ImageSpec(base="no/such:base").name))
-    assert _images(backend._daemon.connect()) == before
+    tag = str(told.value).split("'")[1]
+    assert tag.startswith(f"{IMAGE_NAME}:")
+    with pytest.raises(docker.errors.ImageNotFound):
+        api.inspect_image(tag)
+    assert not backend.has_image(spec.name)
 
 
 @needs_daemon
@@ -281,10 +291,9 @@ def test_a_build_is_refused_where_the_disk_has_too_little_room(backend: DockerBa
     api: Any = backend._daemon.connect()
     greedy = Images(lambda: api, BASE_IMAGE, reserve_bytes=1 << 60)
     spec = ImageSpec(files={"/word": secrets.token_hex(8)})
-    before = _images(api)
     with pytest.raises(SandboxError, match=r"too little room for the image.* GB are free in .*, and 1152921504.6 GB"):
         greedy.require(spec.name)
-    assert _images(api) == before
+    assert not greedy.has(spec.name)
     assert greedy.require(BASE_IMAGE) == BASE_IMAGE  # what is there needs none
 
 

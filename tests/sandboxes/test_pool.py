@@ -17,12 +17,15 @@ docker = pytest.importorskip("docker", reason="the docker extra is not installed
 
 from agentgym_sandboxes.docker import DockerBackend  # noqa: E402
 
+RUN = f"pool-test-{os.getpid()}"
+"""Another worker's containers are another's."""
+
 SPEC = SandboxSpec(memory_mb=32, pids=8)
 
 
 @pytest.fixture
 def backend() -> Iterator[DockerBackend]:
-    made = DockerBackend(run="pool-test", warm=3)
+    made = DockerBackend(run=RUN, warm=3)
     try:
         made.check()
     except SandboxError as error:
@@ -59,16 +62,16 @@ def test_a_sandbox_is_only_for_its_own_spec_and_the_total_is_bounded(backend: Do
         assert box.exec("echo $A").stdout == b"b\n"
     backend.prepare(other, 3)
     deadline = time.monotonic() + 20
-    while len(_containers("pool-test")) > 3 and time.monotonic() < deadline:
+    while len(_containers(RUN)) > 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert len(_containers("pool-test")) == 3
+    assert len(_containers(RUN)) == 3
 
 
 @pytest.mark.docker
 def test_a_ready_sandbox_that_died_is_never_handed_out(backend: DockerBackend) -> None:
     assert backend.prepare(SPEC, 3) == 3
     with closing(docker.from_env()) as client:
-        for name in _containers("pool-test"):
+        for name in _containers(RUN):
             client.api.kill(name)
     with backend.start(SPEC) as box:
         assert box.exec("echo alive").stdout == b"alive\n"
@@ -93,7 +96,7 @@ def test_closing_the_backend_removes_the_used_and_the_unused(backend: DockerBack
     backend.prepare(SPEC, 3)
     box = backend.start(SPEC)
     backend.close()
-    assert _containers("pool-test") == []
+    assert _containers(RUN) == []
     with pytest.raises(SandboxError, match="closed"):
         box.exec("true")
 

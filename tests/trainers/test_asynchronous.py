@@ -43,13 +43,15 @@ LIMIT_S = 20
 LOCK = threading.Lock()
 
 
-def recipe(lab: Any, schedule: dict[str, Any], steps: int = 6, context: int = 128, **sections: Any) -> Recipe:
+def recipe(
+    lab: Any, schedule: dict[str, Any], steps: int = 6, context: int = 128, every: int = 2, **sections: Any
+) -> Recipe:
     trainer = {
         "model": SMALL | {"context_length": context},
         "policy": {"steps": steps, "tasks_per_step": 3, "attempts": 4, "advantage": "reinforce", "optim": {"lr": 3e-3}},
         "sft": {"steps": SFT, "batch_size": 8, "demonstrations": 40},
         "schedule": schedule,
-        "checkpoint": {"every": 2, "sft_every": 1000},
+        "checkpoint": {"every": every, "sft_every": 1000},
     }
     reward = {
         "name": "ungated",
@@ -72,13 +74,14 @@ def collector(parts: Parts) -> Asynchronous:
 
 @pytest.mark.parametrize("staleness", [1, 2])
 def test_no_group_is_trained_that_is_staler_than_the_bound(lab: Any, tmp_path: Path, staleness: int) -> None:
-    chosen = recipe(lab, {"max_staleness": staleness})
+    # Many updates, and no checkpoint in whose time all episodes under way could end.
+    chosen = recipe(lab, {"max_staleness": staleness}, steps=12, every=1000)
     run = RunDirectory.create(tmp_path, chosen, name="run")
     NativeTrainer().train(chosen.prepare(), run, resume=False)
     ages = [
         step - 1 - SFT - (oldest_version([one]) or 0) for step in run.steps() for one in run.read_trajectories(step)
     ]
-    assert len(ages) == 6 * 3 * 4
+    assert len(ages) == 12 * 3 * 4
     assert min(ages) >= 0
     assert 1 <= max(ages) <= staleness
     assert max(lab.column(run, "schedule/staleness_max")) == max(ages)
@@ -95,12 +98,14 @@ class Sleepy(CalculatorEnv):
 
     def step(self, action: Any) -> Any:
         if self._full_task.id == self.slow:
-            self.released.wait(20)
+            self.released.wait(120)
         return super().step(action)
 
 
-def test_nothing_waits_for_the_slowest_and_a_task_that_stays_too_slow_is_let_go(lab: Any) -> None:
-    prepared = recipe(lab, {"max_staleness": 1, "redo": 1}, limits={"turn_timeout_s": 60}).prepare()
+def test_nothing_waits_for_the_slowest_and_a_task_that_stays_too_slow_is_let_go(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = recipe(lab, {"max_staleness": 1, "redo": 1}, limits={"turn_timeout_s": 200}).prepare()
     order = ShuffledSampler([task.id for task in prepared.train], seed=0).next(18)
     options = prepared.recipe.environment.options
     parts = parts_of(replace(prepared, make_env=lambda: Sleepy(**options)))
@@ -115,7 +120,7 @@ def test_nothing_waits_for_the_slowest_and_a_task_that_stays_too_slow_is_let_go(
             trained += [group.task_id for group in groups]
             told.append(metrics)
             await groups_of.updated()
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
         await groups_of.close()
         await parts.engine.close()
         return trained, told
@@ -126,13 +131,11 @@ def test_nothing_waits_for_the_slowest_and_a_task_that_stays_too_slow_is_let_go(
         Sleepy.released.set()
     assert len(trained) == 18
     assert Sleepy.slow not in trained
-    assert (
-        sum(one["schedule/groups_stale"] for one in told),
-        sum(one["schedule/groups_given_up"] for one in told),
-    ) == (
-        2,
-        1,
-    )
+    assert sum(one["schedule/groups_stale"] for one in told) >= 2  # under load another may be late once
+    assert sum(one["schedule/groups_given_up"] for one in told) == 1
+    assert [one.getMessage() for one in caplog.records if "let go" in one.getMessage()] == [
+        f"task let go: its groups were too stale 2 times task={Sleepy.slow}"
+    ]
 
 
 class Held(HFEngine):
@@ -328,7 +331,7 @@ def test_closing_leaves_no_sandbox_and_no_request_behind(lab: Any) -> None:
 
 
 def test_a_killed_run_goes_on_and_loses_and_repeats_no_task(lab: Any, tmp_path: Path) -> None:
-    chosen = recipe(lab, {"max_staleness": 1, "redo": 9}, steps=7)
+    chosen = recipe(lab, {"max_staleness": 1, "redo": 9}, steps=10)
     run = RunDirectory.create(tmp_path, chosen, name="run")
 
     command = [sys.executable, str(KILLING), str(run.path), f"{SFT + 3}:0.05", f"{SFT + 5}:0"]
@@ -337,7 +340,7 @@ def test_a_killed_run_goes_on_and_loses_and_repeats_no_task(lab: Any, tmp_path: 
     assert ends == ["SIGKILL", "SIGKILL", "ended 0"], told.stderr
     trained = Counter(one.task_id for step in run.steps() for one in run.read_trajectories(step))
     names = [task.id for task in chosen.prepare().train]
-    expected = Counter(ShuffledSampler(names, derive_seed(chosen.seed, "sampler")).next(7 * 3))
+    expected = Counter(ShuffledSampler(names, derive_seed(chosen.seed, "sampler")).next(10 * 3))
     assert trained == Counter({name: 4 * count for name, count in expected.items()})
     assert sum(lab.column(run, "schedule/groups_given_up")) == 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engine_contract import (
+    CONTEXT,
     PROMPTS,
     EngineContract,
     Subject,
@@ -229,19 +230,20 @@ def test_requests_join_and_leave_the_running_batch_at_any_token() -> None:
     async def play(subject: Subject) -> list[str]:
         order: list[str] = []
 
-        async def one(name: str, tokens: int) -> None:
-            await subject.ask(PROMPTS[0], name, max_tokens=tokens)
+        async def one(name: str) -> None:
+            await subject.ask(PROMPTS[0], name, max_tokens=3)
             order.append(name)
 
-        long = asyncio.create_task(one("long", 600))
-        await asyncio.sleep(0.05)
+        long = await subject.ask_much()
         for index in range(5):
-            await one(f"short-{index}", 3)  # each begins and ends while the long one runs
-        await long
+            await one(f"short-{index}")  # each begins and ends while the long one runs
+        assert not long.done()
+        await subject.engine.abort("s")
+        assert len((await long).ids) > 3 * 5
         return order
 
     for subject in hf(contract_model(tied=True)):
-        assert subject.run(play(subject)) == [*(f"short-{index}" for index in range(5)), "long"]
+        assert subject.run(play(subject)) == [f"short-{index}" for index in range(5)]
 
 
 def test_a_session_computes_only_what_is_new_and_its_keys_go_with_it() -> None:
@@ -465,10 +467,10 @@ def test_scores_that_are_no_distribution_are_an_infrastructure_error_and_no_toke
 
 def test_shared_weights_do_not_change_under_a_request() -> None:
     async def play(subject: Subject) -> None:
-        asked = asyncio.create_task(subject.ask(PROMPTS[0], max_tokens=200))
-        await asyncio.sleep(0.02)
+        asked = await subject.ask_much()
         with pytest.raises(ValueError, match="weights='copied'"):
             await subject.engine.update_weights()
+        await subject.engine.abort("s")
         await asked
 
     for subject in hf(contract_model(tied=True)):
@@ -495,10 +497,10 @@ def test_weights_that_come_during_a_batch_that_nobody_joins_are_taken_after_it(
 ) -> None:
     async def play(subject: Subject) -> tuple[Generation, Generation]:
         engine: Any = subject.engine
+        stir(subject.model, 5)  # of which the engine has a copy
         begun = asyncio.create_task(subject.ask(PROMPTS[0], "begun", max_tokens=200))
         while not engine._busy or engine._waiting:  # noqa: ASYNC110 -- it computes on a thread of its own
             await asyncio.sleep(0.001)
-        stir(subject.model, 5)
         update = asyncio.create_task(engine.update_weights())
         late = asyncio.create_task(subject.ask(PROMPTS[1], "late"))
         await asyncio.sleep(0)
@@ -529,10 +531,20 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay() -> None:
         subject.exact(PROMPTS[0], subject.run(subject.ask(PROMPTS[0])), old)
 
 
+MANY = Sampling(max_tokens=CONTEXT - 10)
+
+
+async def under_way(engine: Any) -> None:
+    """Return once the engine computes rows that are not done for long."""
+    async with asyncio.timeout(60):
+        while not engine._batch.rows:  # noqa: ASYNC110 -- it computes on a thread of its own
+            await asyncio.sleep(0.001)
+
+
 def test_a_broken_worker_tells_everybody() -> None:
     async def play(engine: Any) -> None:
-        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
-        await asyncio.sleep(0.05)
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], MANY, "a", ()))
+        await under_way(engine)
         engine._batch.tick = None
         with pytest.raises(InfrastructureError, match="the engine failed: TypeError"):
             await asked
@@ -563,8 +575,8 @@ def test_new_weights_that_break_the_worker_end_the_engine_and_tell_who_brought_t
 ) -> None:
     async def play(subject: Subject) -> None:
         engine = subject.engine
-        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
-        await asyncio.sleep(0.05)
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], MANY, "a", ()))
+        await under_way(engine)
         spoil(subject)
         with pytest.raises(InfrastructureError, match=f"the engine failed: {error}"):
             await asyncio.wait_for(engine.update_weights(), 20)
@@ -580,15 +592,15 @@ def test_new_weights_that_break_the_worker_end_the_engine_and_tell_who_brought_t
 def test_nothing_is_remembered_of_a_request_that_nobody_waits_for() -> None:
     async def play(engine: Any) -> None:
         engine.open("a")
-        asked = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
-        await asyncio.sleep(0.05)
+        asked = asyncio.create_task(engine.generate(PROMPTS[0], MANY, "a", ()))
+        await under_way(engine)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
         await asyncio.to_thread(engine._worker.submit(bool).result)
         assert len(engine.prefixes) == 0, "shared weights may have changed while it ended"
-        kept = asyncio.create_task(engine.generate(PROMPTS[0], Sampling(max_tokens=1000), "a", ()))
-        await asyncio.sleep(0.05)
+        kept = asyncio.create_task(engine.generate(PROMPTS[0], MANY, "a", ()))
+        await under_way(engine)
         await engine.abort("a")
         assert (await kept).stop_reason == "abort"
         assert len(engine.prefixes) == 1

@@ -36,16 +36,21 @@ def test_a_job_ends_with_its_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "reason"),
+    ("program", "grace_s", "reason"),
     [
-        ("import time; time.sleep(600)", "no answer within 1 s"),
-        ("raise SystemExit('no such cluster')", "no such cluster"),
+        ("import time; time.sleep(600)", 1.0, "no answer within 1 s"),
+        ("raise SystemExit('no such cluster')", 60.0, "no such cluster"),
     ],
 )
 def test_a_cluster_that_does_not_end_a_job_is_told_and_nothing_goes_on_here(
-    program: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    program: str,
+    grace_s: float,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(submit, "_GRACE_S", 1.0)
+    monkeypatch.setattr(submit, "_GRACE_S", grace_s)
     monkeypatch.setattr(submit, "_RAY", (sys.executable, "-c", program))
     job = Job(["--a"], "http://head:8265", "name", tmp_path / "log.txt")
     with pytest.raises(KeyboardInterrupt), job.running() as process:

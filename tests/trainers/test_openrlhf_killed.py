@@ -34,8 +34,8 @@ TRAINING = """
 import os, subprocess, sys, time
 
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("began", os.getpid(), worker.pid, flush=True)
 try:
+    print("began", os.getpid(), worker.pid, flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     print("interrupted", flush=True)

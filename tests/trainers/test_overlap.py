@@ -99,17 +99,23 @@ class Crowded(CalculatorEnv):
     running: ClassVar[set[int]] = set()
     most: ClassVar[int] = 0
     splits: ClassVar[set[str]] = set()
+    lock = threading.Lock()
+    over = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         found = super().reset(seed=seed, options=options)
-        self.running.add(id(self))
-        type(self).most = max(self.most, len(self.running))
-        if len(self.running) > 1:
-            self.splits.add(self._full_task.split)
+        with self.lock:
+            if not self.over:  # who is cancelled is closed while it begins
+                self.running.add(id(self))
+            type(self).most = max(self.most, len(self.running))
+            if len(self.running) > 1:
+                self.splits.add(self._full_task.split)
         return found
 
     def close(self) -> None:
-        self.running.discard(id(self))
+        with self.lock:
+            self.over = True
+            self.running.discard(id(self))
         super().close()
 
 
