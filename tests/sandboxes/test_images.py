@@ -61,8 +61,8 @@ def backend(contexts: Path) -> Iterator[DockerBackend]:
     if "DockerRootDir" not in made._daemon._info:
         pytest.skip("this Docker is behind the socket proxy, which lets nobody build")
     yield made
-    made.close()
     _remove_built(made)
+    made.close()
 
 
 def _remove_built(backend: DockerBackend) -> None:
@@ -221,8 +221,8 @@ def test_a_folder_becomes_an_image_and_a_change_in_it_another(backend: DockerBac
     with later.start(spec) as box:
         assert box.read("/repo/kept/file") == b"two\n"
     assert later._daemon.require_image("build:repo") != first
-    later.close()
     _remove_built(later)
+    later.close()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc", "repo/../../outside", "way-out"])

