@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class _Hearing:
         return self._kind(episode)
 
 
-class _Session:
+class _Session(ABC):
     """One episode of what hears and needs no model."""
 
     def __init__(self, episode: Episode) -> None:
@@ -118,14 +119,16 @@ class _Session:
         self.turn += 1
         return Action(message)
 
+    @abstractmethod
     def speak(self) -> Message:
-        raise NotImplementedError
+        """Say the next message."""
 
     def observe(self, new_messages: Sequence[Message]) -> None:
         self.heard = "\n".join([self.heard, *(one.content for one in new_messages)])[-_HEARD:]
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Release nothing."""
+        self.heard = ""
 
 
 class _Recital(_Session):

@@ -55,12 +55,12 @@ class SupervisorVolume:
         return self.name
 
     def _made_at(self) -> str | None:
-        """Return when it came to be: Docker makes an empty one for a container that is created as another is pruned."""
+        """Return when it came to be, and whose it is: Docker makes an empty one where ours is pruned just now."""
         try:
             found = self._api.inspect_volume(self.name)
         except NotFound:
             return None
-        return str(found["CreatedAt"])
+        return f"{found['CreatedAt']}, {'ours' if LABEL in (found['Labels'] or {}) else 'from elsewhere'}"
 
 
 def _fill(api: docker.APIClient, volume: str, image: str, program: bytes) -> None:

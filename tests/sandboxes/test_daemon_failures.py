@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,22 @@ def test_a_disk_that_is_full_is_the_agents_own_and_the_sandbox_stays_usable(back
         assert box.exec("rm fill && echo alive").stdout == b"alive\n"
         box.write("kept", b"x" * 100_000)
         assert len(box.read("kept")) == 100_000
+
+
+def test_an_empty_volume_that_docker_made_in_place_of_a_pruned_one_is_filled_once(
+    daemon: PrivateDaemon, backend: DockerBackend
+) -> None:
+    with backend.start(SPEC) as box, closing(daemon.client()) as client:
+        (mount,) = client.inspect_container(box.id)["HostConfig"]["Mounts"]
+        box.close()
+        client.remove_volume(mount["Source"])
+        client.create_volume(mount["Source"])  # as Docker does, of which nobody knows whose it is
+        events: Any = client.events  # typed as if it took no fractions of seconds
+        made = []
+        for _ in range(2):
+            began = time.time()
+            with backend.start(SPEC) as fresh:
+                assert fresh.exec(["true"]).ok
+            heard = events(since=began, until=time.time() + 1, filters={"event": "create"}, decode=True)
+            made.append(sum(one["Type"] == "container" for one in heard))
+    assert made == [2, 1]

@@ -24,7 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agentgym_trainers.engines.direct import agrees, decode, is_plain
+from agentgym_trainers.engines.direct import _factor, agrees, decode, is_plain
 from agentgym_trainers.engines.hf import HFEngine
 from agentgym_trainers.engines.slots import SlotCache, TokenPlan
 
@@ -109,6 +109,19 @@ def test_an_engine_with_a_copy_in_bfloat16_decodes_directly_and_tells_what_it_sa
         expected = logp_NV[len(prompt) - 1 : -1].gather(-1, torch.tensor(one.ids)[:, None])[:, 0]
         assert torch.allclose(torch.tensor(one.logprobs), expected, atol=0.3)
         assert not torch.allclose(torch.tensor(one.logprobs), expected, atol=1e-5)
+
+
+def test_products_in_bfloat16_have_few_numbers_of_rows_and_nothing_is_lost() -> None:
+    numbers = set()
+    for rows in range(1, 2049):
+        state_TD = torch.full((rows, 2), float(rows))
+        made_XD = _factor(state_TD, torch.bfloat16)
+        numbers.add(len(made_XD))
+        assert torch.equal(made_XD[:rows], state_TD.bfloat16())
+        assert not made_XD[rows:].any()
+        assert len(made_XD) < 16 + 1.25 * rows
+    assert len(numbers) <= 24
+    assert _factor(state_TD, torch.float32) is state_TD
 
 
 def test_weights_may_change_in_place() -> None:

@@ -126,10 +126,10 @@ def decode(model: Any, cache: SlotCache, ids_T: Tensor, plan: TokenPlan, wanted_
 
 
 def _factor(state_TD: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what weights of a type are multiplied with: in bfloat16 some empty rows too, for a kernel fits other rows.
+    """Return what weights of a type are multiplied with; in bfloat16 rows of zeros are added to it.
 
-    One is built, and half a megabyte kept, for each number of rows that a product of bfloat16 has; of these there are
-    then four between a power of two and the next.
+    For each number of rows that a product in bfloat16 has, oneDNN builds a kernel, which takes milliseconds, and keeps
+    it, which takes half a megabyte. So products have few numbers of rows: up to four from a power of two to the next.
     """
     if dtype == torch.float32:
         return state_TD
