@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import weakref
@@ -102,6 +103,27 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_same_weights_bit_for_bit(
     assert versions(run) == versions(uninterrupted)
     assert {*map(min, versions(run))} == {*map(max, versions(run))} == set(range(12))
     assert not list(run.checkpoints.glob(".*"))
+
+
+@pytest.mark.parametrize(("phase", "done", "step"), [("sft", 4, 4), ("policy", 5, 13)])
+def test_an_interrupt_is_heard_within_a_step_and_the_run_goes_on_from_there(
+    lab: Any, tmp_path: Path, uninterrupted: RunDirectory, phase: str, done: int, step: int
+) -> None:
+    run = RunDirectory.create(tmp_path, small_recipe(lab), name="run")
+
+    def interrupt(at: str, now: int, _: int, __: Any) -> None:
+        if (at, now) == (phase, done):
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # as the command line has it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            NativeTrainer().train(small_recipe(lab).prepare(), run, resume=False, progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert run.metrics()[-1]["step"] == step
+    NativeTrainer().train(small_recipe(lab).prepare(), run, resume=True)
+    assert all(torch.equal(one, weights(lab, run)[name]) for name, one in weights(lab, uninterrupted).items())
 
 
 def test_training_changes_the_weights(lab: Any, uninterrupted: RunDirectory) -> None:

@@ -151,6 +151,7 @@ class Trainer:
             due = self.step % self.settings.checkpoint.sft_every == 0 and self.step < sft.steps
             if due and not self._watch.suspicious:
                 await self._save()
+            await asyncio.sleep(0)  # an interrupt is heard only where something is awaited
         suspicious = self._watch.suspicious
         self._watch.end_warm_start()
         self._update.begin(self.parts.learner)
